@@ -1,0 +1,180 @@
+// Package store keeps versioned records that survive a crash.
+//
+// A record is one JSON file with an envelope of kind and version and a checksum of its body. Files are
+// replaced whole (temporary file in the same directory, rename), so a reader sees the old record or the
+// new one. Whoever asks for Sync pays an fsync of file and directory; pod records do not (after a power
+// cut no pod runs), image records do.
+package store
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/cri-server/cri-server/pkg/errs"
+)
+
+type envelope struct {
+	Kind    string          `json:"kind"`
+	Version int             `json:"version"`
+	Sum     string          `json:"sum"`
+	Body    json.RawMessage `json:"body"`
+}
+
+// ErrTorn is wrapped by Read for a record that is truncated, garbled or of another kind: it says nothing
+// that can be trusted. Quarantine moves such a file out of the way.
+var ErrTorn = errors.New("torn record")
+
+// Schema names one kind of record and the newest version this build reads and writes.
+type Schema struct {
+	Kind    string
+	Version int
+}
+
+const tmpPrefix = ".tmp-"
+
+// Write replaces the record at path with v. With sync, the bytes and the name are on disk when it returns.
+// Mode is 0600. A failure leaves the former record.
+func (s Schema) Write(path string, v any, sync bool) (err error) {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode %s record %s: %w", s.Kind, path, err)
+	}
+	sum := sha256.Sum256(body)
+	data, err := json.Marshal(envelope{s.Kind, s.Version, hex.EncodeToString(sum[:]), body})
+	if err != nil {
+		return fmt.Errorf("encode %s record %s: %w", s.Kind, path, err)
+	}
+	return WriteFile(path, append(data, '\n'), 0o600, sync)
+}
+
+// Read decodes the record at path into v. A missing file is errs.NotFound; a record that cannot be
+// trusted wraps ErrTorn; one of a newer version than this build knows is errs.Unsupported and is left
+// as it is, since a newer cri-server wrote it.
+func (s Schema) Read(path string, v any) error {
+	data, err := os.ReadFile(path) //nolint:forbidigo // our own 0700 state directory
+	if errors.Is(err, fs.ErrNotExist) {
+		return errs.New(errs.NotFound, "%s record %s: %w", s.Kind, path, err)
+	}
+	if err != nil {
+		return fmt.Errorf("read %s record: %w", s.Kind, err)
+	}
+	var e envelope
+	if err := json.Unmarshal(data, &e); err != nil {
+		return fmt.Errorf("%s record %s: %w: %w", s.Kind, path, ErrTorn, err)
+	}
+	if e.Kind != s.Kind {
+		return fmt.Errorf("%s record %s: %w: it is of kind %q", s.Kind, path, ErrTorn, e.Kind)
+	}
+	if e.Version < 1 || e.Version > s.Version {
+		return errs.New(errs.Unsupported, "%s record %s: written with version %d, this build knows 1 to %d. Start the cri-server that wrote it, or remove the file", s.Kind, path, e.Version, s.Version)
+	}
+	var compact bytes.Buffer
+	if err := json.Compact(&compact, e.Body); err != nil {
+		return fmt.Errorf("%s record %s: %w: %w", s.Kind, path, ErrTorn, err)
+	}
+	if sum := sha256.Sum256(compact.Bytes()); hex.EncodeToString(sum[:]) != e.Sum {
+		return fmt.Errorf("%s record %s: %w: its checksum does not match", s.Kind, path, ErrTorn)
+	}
+	if err := json.Unmarshal(e.Body, v); err != nil {
+		return fmt.Errorf("%s record %s: %w: %w", s.Kind, path, ErrTorn, err)
+	}
+	return nil
+}
+
+// WriteFile replaces the file at path with data, whole. With sync, bytes and name are on disk when it returns.
+func WriteFile(path string, data []byte, mode os.FileMode, sync bool) (err error) {
+	dir := filepath.Dir(path)
+	f, err := os.CreateTemp(dir, tmpPrefix+filepath.Base(path)+"-")
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	defer func() {
+		if err != nil {
+			_ = os.Remove(f.Name())
+			err = fmt.Errorf("write %s: %w", path, err)
+		}
+	}()
+	if _, err = f.Write(data); err == nil {
+		err = f.Chmod(mode)
+	}
+	if err == nil && sync {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return err
+	}
+	if err = os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	if sync {
+		return SyncDir(dir)
+	}
+	return nil
+}
+
+// SyncDir flushes the names in dir to disk.
+func SyncDir(dir string) error {
+	d, err := os.Open(dir) //nolint:forbidigo // our own state directory
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// Quarantine renames the file at path to path + ".torn" beside it (replacing an older one) and returns the new name.
+func Quarantine(path string) (string, error) {
+	to := path + ".torn"
+	if err := os.Rename(path, to); err != nil {
+		return "", fmt.Errorf("quarantine %s: %w", path, err)
+	}
+	return to, nil
+}
+
+// SweepTemp removes what a crash between creating and renaming a temporary file left in dir.
+func SweepTemp(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), tmpPrefix) {
+			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Trash makes removal of the tree at path one rename: it moves path into trash (created when missing, on
+// the same filesystem) under a unique name and returns that name for a later RemoveAll. A missing path is
+// ("", nil).
+func Trash(trash, path string) (string, error) {
+	if err := os.MkdirAll(trash, 0o700); err != nil {
+		return "", err
+	}
+	slot, err := os.MkdirTemp(trash, filepath.Base(path)+"-")
+	if err != nil {
+		return "", err
+	}
+	if err := os.Rename(path, filepath.Join(slot, "x")); err != nil {
+		_ = os.Remove(slot)
+		if errors.Is(err, fs.ErrNotExist) {
+			return "", nil
+		}
+		return "", err
+	}
+	return slot, nil
+}
