@@ -1,0 +1,44 @@
+//go:build root
+
+package testroot
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestMain(m *testing.M) { Main(m) }
+
+func TestInside(t *testing.T) {
+	NeedRoot(t)
+	if os.Getpid() != 1 {
+		t.Errorf("pid %d, want 1 of a namespace of our own", os.Getpid())
+	}
+	b, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if !strings.Contains(line, Cgroup(t)) {
+			t.Errorf("outside of our cgroup: %s", line)
+		}
+	}
+	root := Rootfs(t, t.TempDir())
+	if _, err := os.Stat(filepath.Join(root, "bin/sh")); err != nil {
+		t.Error(err)
+	}
+	if n := netdevs(t); n != 1 {
+		t.Errorf("%d network devices, want lo alone", n)
+	}
+}
+
+func netdevs(t *testing.T) int {
+	t.Helper()
+	b, err := os.ReadFile("/proc/self/net/dev")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Count(string(b), ":")
+}
