@@ -1,0 +1,162 @@
+// Command demo runs the main job from nothing to nothing: in namespaces of its own it serves an image
+// from a loopback registry, starts cri-server on a scratch root, pulls, runs a pod of two containers,
+// stops everything, audits and prints where the time went. Any failure, and anything left behind, makes
+// its status non-zero.
+//
+// It runs from the repository's root, after `make build`, with the path of the compiled app as argument.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+func main() {
+	if len(os.Args) != 2 {
+		fmt.Fprintln(os.Stderr, "usage: demo APP")
+		os.Exit(2)
+	}
+	var err error
+	if os.Getenv("CRI_DEMO_INSIDE") == "" {
+		err = outside()
+	} else {
+		err = inside(os.Args[1])
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "demo failed:", err)
+		os.Exit(1)
+	}
+}
+
+// outside runs the demo again in namespaces of its own.
+func outside() error {
+	if os.Geteuid() != 0 {
+		return errors.New("namespaces, mounts and cgroups need root")
+	}
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.Env = append(os.Environ(), "CRI_DEMO_INSIDE=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS}
+	return cmd.Run()
+}
+
+func inside(app string) (err error) {
+	if err := prepare(); err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("/var/tmp", "cri-demo-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	before, err := survey()
+	if err != nil {
+		return err
+	}
+	d := &demo{dir: filepath.Join(dir, "server")}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	err = d.run(ctx, app)
+	d.report(os.Stdout)
+	if err != nil {
+		d.showServerLog()
+		_ = exec.Command("hack/down", d.dir).Run()
+		return err
+	}
+	return nothingLeft(before, d.dir)
+}
+
+// prepare makes the namespaces usable: private mounts, a procfs of the new PID namespace, loopback up.
+func prepare() error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make / private: %w", err)
+	}
+	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return fmt.Errorf("mount /proc: %w", err)
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err == nil {
+		err = netlink.LinkSetUp(lo)
+	}
+	if err != nil {
+		return fmt.Errorf("set lo up: %w", err)
+	}
+	return unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+}
+
+// survey lists what a leak would add to: mounts, links, cgroups and names in /run/netns.
+func survey() (map[string]bool, error) {
+	found := map[string]bool{}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	for line := range strings.Lines(string(mounts)) {
+		found["mount "+strings.Fields(line)[4]] = true
+	}
+	links, err := netlink.LinkList()
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range links {
+		found["link "+l.Attrs().Name] = true
+	}
+	for _, pattern := range []string{"/sys/fs/cgroup/*", "/sys/fs/cgroup/*/*", "/run/netns/*", "/run/cri-server*", "/var/lib/cri-server*"} {
+		names, _ := filepath.Glob(pattern)
+		for _, n := range names {
+			if st, err := os.Stat(n); err == nil && (st.IsDir() || !strings.HasPrefix(n, "/sys")) {
+				found["path "+n] = true
+			}
+		}
+	}
+	return found, nil
+}
+
+// nothingLeft compares the machine with what it was before, and looks for processes: the PID namespace
+// holds ours alone.
+func nothingLeft(before map[string]bool, dir string) error {
+	after, err := survey()
+	if err != nil {
+		return err
+	}
+	var left []string
+	for name := range after {
+		if !before[name] {
+			left = append(left, name)
+		}
+	}
+	reap()
+	procs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, p := range procs {
+		if cmd, err := os.ReadFile(p + "/comm"); err == nil && p != "/proc/1" {
+			left = append(left, "process "+filepath.Base(p)+" "+strings.TrimSpace(string(cmd)))
+		}
+	}
+	if _, err := os.Stat(dir); err == nil {
+		left = append(left, "directory "+dir)
+	}
+	if len(left) > 0 {
+		return fmt.Errorf("left behind: %s", strings.Join(left, ", "))
+	}
+	fmt.Println("nothing is left: no process, mount, link, cgroup, namespace or file")
+	return nil
+}
+
+// reap collects orphans that became our children as PID 1 of the namespace.
+func reap() {
+	for {
+		if pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil); pid <= 0 || err != nil {
+			return
+		}
+	}
+}
