@@ -25,28 +25,34 @@ const (
 	opJGE  = unix.BPF_JMP | unix.BPF_JGE | unix.BPF_K
 )
 
-// code is a block of instructions that is entered at its start, and whose every path either returns or
-// falls off its end: blocks may be put one after the other.
-type code = []unix.SockFilter
-
-// span is a run of system call numbers from first up to the next span, with one verdict.
+// span is a run of system call numbers from first up to the next span, with one verdict but for the number
+// in except.
 type span struct {
-	first uint32
-	ret   uint32
-	rules []rule // conditional ones, tried in order before ret
+	first  uint32
+	ret    uint32
+	rules  []rule // conditional ones, tried in order before ret
+	except *span
 }
 
+func (s *span) constant() bool { return len(s.rules) == 0 && s.except == nil }
+
 // program is the whole filter for the given ABIs, the native one first.
-func (p *policy) program(m machine, abis []abi) code {
-	out := code{{Code: opLoad, K: offArch}}
-	for _, b := range abis {
-		if b == abiX32 {
+func (p *policy) program(abis []abi) []unix.SockFilter {
+	var b builder
+	other := b.ret(unix.SECCOMP_RET_KILL_PROCESS)
+	for _, a := range slices.Backward(abis) {
+		if a == abiX32 {
 			continue // shares amd64's audit architecture, and its tree
 		}
-		section := append(code{{Code: opLoad, K: offNr}}, tree(p.spans(b, slices.Contains(abis, abiX32)))...)
-		out = append(out, jump(opJEQ, audit[b], true, section)...)
+		if entry := b.tree(fold(p.spans(a, slices.Contains(abis, abiX32)))); b.skip(entry) > 0 {
+			b.emit(unix.SockFilter{Code: opJA, K: uint32(b.skip(entry))}) // a tree of one verdict, written before
+		}
+		section := b.emit(unix.SockFilter{Code: opLoad, K: offNr})
+		other = b.branch(opJEQ, audit[a], section, other)
 	}
-	return append(out, unix.SockFilter{Code: opRet, K: unix.SECCOMP_RET_KILL_PROCESS})
+	b.emit(unix.SockFilter{Code: opLoad, K: offArch})
+	slices.Reverse(b.reversed)
+	return b.reversed
 }
 
 // spans partitions all numbers of an audit architecture.
@@ -66,8 +72,8 @@ func (p *policy) spans(b abi, x32 bool) []span {
 // placed is a rule at a number, with its place in the profile.
 type placed struct {
 	nr    uint32
-	index int
-	rule  rule
+	index int32
+	rule  *rule
 }
 
 // place finds the numbers that the profile's rules have in an ABI, in order of number, then of the
@@ -75,20 +81,22 @@ type placed struct {
 // verdict say nothing, as in libseccomp, but count as naming.
 func (p *policy) place(b abi, base uint32) (out []placed, last uint32) {
 	last = base
-	for i, n := range p.rules {
+	out = make([]placed, 0, len(p.rules)+len(p.rules)/4)
+	for i := range p.rules {
+		n := &p.rules[i]
 		if nr := n.call.number(b); nr >= 0 {
 			if b != abiARM || nr < armPrivate {
 				last = max(last, uint32(nr))
 			}
 			if n.rule.ret != p.deny {
-				out = append(out, placed{uint32(nr), i, n.rule})
+				out = append(out, placed{uint32(nr), int32(i), &n.rule})
 			}
 		}
 		// A rule about arguments cannot be put to the multiplexer, which has them in memory.
 		if b == abi386 && len(n.rule.conds) == 0 && n.rule.ret != p.deny {
 			if via, arg := n.call.mux(); via != nil {
-				only := rule{n.rule.ret, []cond{{op: specs.OpEqualTo, value: arg}}}
-				out = append(out, placed{uint32(via.nr[abi386]), i, only})
+				only := &rule{n.rule.ret, []cond{{op: specs.OpEqualTo, value: arg}}}
+				out = append(out, placed{uint32(via.nr[abi386]), int32(i), only})
 			}
 		}
 	}
@@ -96,7 +104,7 @@ func (p *policy) place(b abi, base uint32) (out []placed, last uint32) {
 		if x.nr != y.nr {
 			return cmp.Compare(x.nr, y.nr)
 		}
-		return x.index - y.index
+		return cmp.Compare(x.index, y.index)
 	})
 	return out, last
 }
@@ -149,44 +157,97 @@ func (p *policy) decide(rules []placed) span {
 		if len(r.rule.conds) == 0 {
 			return span{first: r.nr, ret: r.rule.ret}
 		}
-		s.rules = append(s.rules, r.rule)
+		s.rules = append(s.rules, *r.rule)
 	}
 	return s
 }
 
-// tree searches the spans, with the number in A, and returns their verdict on every path.
-func tree(spans []span) code {
+// fold takes numbers that stand alone between two spans of one verdict for exceptions of it: a filter has
+// mostly such holes, and testing for one costs half of what searching three spans does.
+func fold(spans []span) []span {
+	var out []span
+	for i := 0; i < len(spans); i++ {
+		s := spans[i]
+		if i+2 < len(spans) && s.constant() && spans[i+2].constant() && spans[i+2].ret == s.ret && spans[i+2].first == spans[i+1].first+1 {
+			s.except = &spans[i+1]
+			i += 2
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+// builder writes a program from its end to its start, so that every jump, which BPF only has forwards, goes
+// to what is written already. A label is an index of reversed.
+type builder struct {
+	reversed []unix.SockFilter
+	returns  []label // the last return of each verdict
+}
+
+type label int
+
+// reach is how far a conditional jump goes.
+const reach = 255
+
+func (b *builder) emit(in unix.SockFilter) label {
+	b.reversed = append(b.reversed, in)
+	return label(len(b.reversed) - 1)
+}
+
+// skip is how many instructions lie between the next one to be written and l.
+func (b *builder) skip(l label) int { return len(b.reversed) - int(l) - 1 }
+
+// ret finds or makes a return of the verdict that later tests can jump to.
+func (b *builder) ret(verdict uint32) label {
+	i := slices.IndexFunc(b.returns, func(l label) bool { return b.reversed[l].K == verdict })
+	if i < 0 {
+		b.returns = append(b.returns, 0)
+		i = len(b.returns) - 1
+	} else if b.skip(b.returns[i]) < reach/2 {
+		return b.returns[i]
+	}
+	b.returns[i] = b.emit(unix.SockFilter{Code: opRet, K: verdict})
+	return b.returns[i]
+}
+
+// branch tests A against k and goes to yes or no, by way of long jumps where they are far.
+func (b *builder) branch(op uint16, k uint32, yes, no label) label {
+	for _, l := range []*label{&yes, &no} {
+		if b.skip(*l) >= reach { // one less than the reach: the other may need a long jump too
+			*l = b.emit(unix.SockFilter{Code: opJA, K: uint32(b.skip(*l))})
+		}
+	}
+	return b.emit(unix.SockFilter{Code: op, Jt: uint8(b.skip(yes)), Jf: uint8(b.skip(no)), K: k})
+}
+
+// tree searches the spans with the number in A, and returns their verdict on every path. What it writes
+// last is its entry.
+func (b *builder) tree(spans []span) label {
 	if len(spans) == 1 {
-		return leaf(&spans[0])
+		return b.leaf(&spans[0])
 	}
 	mid := len(spans) / 2
-	upper := jump(opJGE, spans[mid].first, true, tree(spans[mid:]))
-	return append(upper, tree(spans[:mid])...)
+	upper := b.tree(spans[mid:])
+	lower := b.tree(spans[:mid])
+	return b.branch(opJGE, spans[mid].first, upper, lower)
 }
 
-// leaf tries the rules of a span one after the other. It overwrites A.
-func leaf(s *span) code {
-	var out code
-	for _, r := range s.rules {
-		out = append(out, r.code()...)
+// leaf gives the verdict of one span. Its conditional rules are tried one after the other; they overwrite A.
+func (b *builder) leaf(s *span) label {
+	if s.except != nil {
+		hole := b.leaf(s.except)
+		return b.branch(opJEQ, s.except.first, hole, b.ret(s.ret))
 	}
-	return append(out, unix.SockFilter{Code: opRet, K: s.ret})
-}
-
-// jump tests A against k and runs then where the test gives when, else goes on behind it.
-func jump(op uint16, k uint32, when bool, then code) code {
-	var in unix.SockFilter
-	switch n := len(then); {
-	case when && n <= 255:
-		in = unix.SockFilter{Code: op, Jf: uint8(n), K: k}
-	case n <= 255:
-		in = unix.SockFilter{Code: op, Jt: uint8(n), K: k}
-	case when:
-		return append(code{{Code: op, Jt: 1, K: k}, {Code: opJA, K: uint32(n)}}, then...)
-	default:
-		return append(code{{Code: op, Jf: 1, K: k}, {Code: opJA, K: uint32(n)}}, then...)
+	if len(s.rules) == 0 {
+		return b.ret(s.ret)
 	}
-	return append(code{in}, then...)
+	entry := b.emit(unix.SockFilter{Code: opRet, K: s.ret})
+	for _, r := range slices.Backward(s.rules) {
+		for _, in := range slices.Backward(r.code()) {
+			entry = b.emit(in)
+		}
+	}
+	return entry
 }
 
 // target is where a test of a condition goes.
@@ -206,14 +267,14 @@ type test struct {
 }
 
 // code returns the rule's verdict where all conditions hold, and falls off its end otherwise.
-func (r rule) code() code {
+func (r rule) code() []unix.SockFilter {
 	var tests []test
 	var ends []int // where the tests of each condition end
 	for _, c := range r.conds {
 		tests = append(tests, c.tests()...)
 		ends = append(ends, len(tests))
 	}
-	out := make(code, 0, len(tests)+1)
+	out := make([]unix.SockFilter, 0, len(tests)+1)
 	for i, t := range tests {
 		for ends[0] <= i {
 			ends = ends[1:]

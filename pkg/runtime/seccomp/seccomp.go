@@ -72,7 +72,7 @@ func Compile(p *specs.LinuxSeccomp, goarch string) (Filter, error) {
 	if err != nil {
 		return Filter{}, fmt.Errorf("seccomp: %w", err)
 	}
-	f := Filter{Insns: prof.program(m, abis), Flags: prof.flags, Notify: prof.notify}
+	f := Filter{Insns: prof.program(abis), Flags: prof.flags, Notify: prof.notify}
 	if len(f.Insns) > MaxInsns {
 		return Filter{}, fmt.Errorf("seccomp: the profile compiles to %d instructions, the kernel takes %d", len(f.Insns), MaxInsns)
 	}
