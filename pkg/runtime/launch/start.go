@@ -1,0 +1,351 @@
+package launch
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Start starts the program of req with descriptors out of files, which stay open and stay the caller's.
+// A nil in stdio is /dev/null, with a terminal too, until the program takes its pty.
+//
+// It returns when the program has exec'd (a holder: has settled), or with Request.Gate when its gate is
+// reached. An error means that there is no process any more: an *OpError is an operation that failed, a
+// *DiedError an init that ended without a word; anything else happened on this side. Start never leaves a
+// child behind.
+func Start(req *Request, files []*os.File, stdio [3]*os.File) (*Process, error) {
+	return start(req, files, stdio, nil)
+}
+
+// starter holds what a start in flight has opened.
+type starter struct {
+	req    *Request
+	files  []*os.File
+	stdio  [3]*os.File
+	theirs []*os.File // closed once the child has them
+	report *os.File   // read end
+	gate   *os.File   // write end
+	cons   int        // our end of the console socket, -1
+	pidfd  int
+}
+
+func start(req *Request, files []*os.File, stdio [3]*os.File, fifos *fifos) (*Process, error) {
+	if err := req.check(len(files)); err != nil {
+		return nil, err
+	}
+	s := &starter{req: req, files: files, stdio: stdio, cons: -1, pidfd: -1}
+	defer s.close()
+	attr, err := s.attr(fifos)
+	if err != nil {
+		return nil, fmt.Errorf("start program: %w", err)
+	}
+	spawn.RLock()
+	defer spawn.RUnlock()
+	pid, err := s.fork(attr)
+	if err != nil {
+		return nil, fmt.Errorf("start program: fork and exec: %w", err)
+	}
+	return s.run(pid)
+}
+
+// run follows the new process until Start may return.
+func (s *starter) run(pid int) (*Process, error) {
+	p := &Process{report: s.report, gate: s.gate}
+	s.report, s.gate = nil, nil
+	closeFiles(&s.theirs)
+	c := register(pid)
+	if s.req.Nested {
+		p.init = c
+		unix.Close(s.pidfd)
+	} else {
+		p.Pid, p.self = pid, c
+		p.setPidfd(s.pidfd)
+	}
+	s.pidfd = -1
+	gated, err := p.follow()
+	if err == nil && gated {
+		err = s.atGate(p)
+	}
+	if err == nil && s.req.Terminal && p.Console == nil {
+		p.Console, err = recvConsole(s.cons)
+	}
+	if err == nil && p.self == nil {
+		err = errors.New("start program: it reported no process")
+	}
+	if err != nil {
+		return nil, p.abandon(err)
+	}
+	if p.init != nil && p.report == nil {
+		p.init.reap() // it has nothing left to do but to exit
+		p.init = nil
+	}
+	return p, nil
+}
+
+// atGate does what is due while the program waits, and lets it go on unless the caller will.
+func (s *starter) atGate(p *Process) error {
+	if p.self == nil {
+		return errors.New("start program: at its gate it reported no process")
+	}
+	if p.init != nil {
+		p.init.reap()
+		p.init = nil
+	}
+	if err := p.setOutside(s.req); err != nil {
+		return err
+	}
+	if s.req.Gate {
+		return nil
+	}
+	err := p.open()
+	if err == nil {
+		_, err = p.follow()
+	}
+	return err
+}
+
+// follow reads reports until the program is at its gate (true), or has exec'd or settled: then the pipe
+// is closed. Errors are *OpError, *DiedError (without a status yet) or of the read.
+func (p *Process) follow() (gated bool, err error) {
+	var ready bool
+	var buf [RecordSize]byte
+	for {
+		_, err := io.ReadFull(p.report, buf[:])
+		if err == io.EOF {
+			p.report.Close()
+			p.report = nil
+			if !ready {
+				return false, &DiedError{}
+			}
+			return false, nil
+		}
+		if err != nil {
+			return false, fmt.Errorf("read the program's report: %w", err)
+		}
+		kind, value := binary.NativeEndian.Uint64(buf[:]), binary.NativeEndian.Uint64(buf[8:])
+		switch {
+		case kind == RecordReady:
+			ready = true
+		case kind == RecordGate:
+			return true, nil
+		case kind == RecordPid && p.self == nil:
+			if err := p.adopt(int(value)); err != nil {
+				return false, err
+			}
+		case kind < RecordReady:
+			return false, &OpError{Index: int(kind), Errno: syscall.Errno(value)}
+		default:
+			return false, fmt.Errorf("the program reported %#x, which means nothing here", kind)
+		}
+	}
+}
+
+// adopt takes the child that the program cloned: ours too, by CLONE_PARENT, so its pid cannot be reused.
+func (p *Process) adopt(pid int) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return fmt.Errorf("open the pidfd of nested process %d: %w", pid, err)
+	}
+	p.Pid, p.self = pid, register(pid)
+	p.setPidfd(fd)
+	return nil
+}
+
+func (p *Process) setPidfd(fd int) {
+	unix.SetNonblock(fd, true)
+	p.Pidfd = os.NewFile(uintptr(fd), "pidfd:"+strconv.Itoa(p.Pid))
+}
+
+// attr opens the pipes and lays out the child's descriptors.
+func (s *starter) attr(fifos *fifos) (*syscall.ProcAttr, error) {
+	req := s.req
+	fds := make([]uintptr, FirstFD, FirstFD+len(req.Files)+2)
+	if err := s.openStdio(fds); err != nil {
+		return nil, err
+	}
+	if err := s.openPipes(fds, fifos); err != nil {
+		return nil, err
+	}
+	for _, i := range req.Files {
+		fds = append(fds, s.files[i].Fd())
+	}
+	if req.Terminal {
+		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return nil, os.NewSyscallError("socketpair", err)
+		}
+		s.cons = pair[0]
+		s.theirs = append(s.theirs, os.NewFile(uintptr(pair[1]), "console"))
+		fds = append(fds, uintptr(pair[1]))
+	}
+	fds = append(fds, s.files[req.Program].Fd())
+	sys := &syscall.SysProcAttr{Cloneflags: req.Cloneflags, PidFD: &s.pidfd}
+	if cg := pick(s.files, req.Cgroup); cg != nil {
+		sys.UseCgroupFD, sys.CgroupFD = true, int(cg.Fd())
+	}
+	if req.Cloneflags&unix.CLONE_NEWUSER != 0 {
+		// Group and user 0 of the namespace: exec by an unmapped user would take the capabilities away.
+		sys.UidMappings, sys.GidMappings = sysMaps(req.UIDMaps), sysMaps(req.GIDMaps)
+		sys.GidMappingsEnableSetgroups = req.Setgroups
+		sys.Credential = &syscall.Credential{NoSetGroups: !req.Setgroups}
+	}
+	return &syscall.ProcAttr{Files: fds, Sys: sys}, nil
+}
+
+func (s *starter) openStdio(fds []uintptr) error {
+	for i, f := range s.stdio {
+		if f == nil {
+			null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
+			if err != nil {
+				return err
+			}
+			s.theirs = append(s.theirs, null)
+			f = null
+		} else if err := s.own(f); err != nil {
+			return err
+		}
+		fds[i] = f.Fd()
+	}
+	return nil
+}
+
+// own gives a pipe to the user that will reopen it through /dev/stdout. Nothing else is touched: a
+// terminal or file of the caller's is the caller's, and /dev/null everybody's.
+func (s *starter) own(f *os.File) error {
+	o := s.req.StdioOwner
+	if o == nil {
+		return nil
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return os.NewSyscallError("fstat", err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFIFO || st.Uid == o.UID && st.Gid == o.GID {
+		return nil
+	}
+	return os.NewSyscallError("fchown", unix.Fchown(int(f.Fd()), int(o.UID), int(o.GID)))
+}
+
+func (s *starter) openPipes(fds []uintptr, fifos *fifos) error {
+	if fifos != nil {
+		s.report, s.gate = fifos.report, nil
+		fds[ReportFD], fds[GateFD] = fifos.childReport.Fd(), fifos.childGate.Fd()
+		return nil
+	}
+	r, w, err := pipe()
+	if err != nil {
+		return err
+	}
+	s.report = r
+	s.theirs = append(s.theirs, w)
+	fds[ReportFD] = w.Fd()
+	fds[GateFD] = ^uintptr(0)
+	if !s.req.Gated() {
+		return nil
+	}
+	gr, gw, err := pipe()
+	if err != nil {
+		return err
+	}
+	s.gate = gw
+	s.theirs = append(s.theirs, gr)
+	fds[GateFD] = gr.Fd()
+	return nil
+}
+
+// fork makes the process, from a thread that has joined req.Enter where there is any. Such a thread ends
+// with its goroutine.
+func (s *starter) fork(attr *syscall.ProcAttr) (int, error) {
+	argv0 := "/proc/self/fd/" + strconv.Itoa(len(attr.Files)-1)
+	name := s.req.Name
+	if name == "" {
+		name = "init"
+	}
+	if len(s.req.Enter) == 0 {
+		return syscall.ForkExec(argv0, []string{name}, attr)
+	}
+	type result struct {
+		pid int
+		err error
+	}
+	ch := make(chan result, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread is not fit for anything else
+		for _, e := range s.req.Enter {
+			if err := unix.Setns(int(s.files[e.File].Fd()), int(e.Type)); err != nil {
+				ch <- result{err: os.NewSyscallError("setns", err)}
+				return
+			}
+		}
+		pid, err := syscall.ForkExec(argv0, []string{name}, attr)
+		ch <- result{pid, err}
+	}()
+	r := <-ch
+	return r.pid, r.err
+}
+
+// close closes what has not been handed on.
+func (s *starter) close() {
+	closeFiles(&s.theirs)
+	for _, f := range []*os.File{s.report, s.gate} {
+		if f != nil {
+			f.Close()
+		}
+	}
+	for _, fd := range []int{s.cons, s.pidfd} {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+	}
+}
+
+func closeFiles(files *[]*os.File) {
+	for _, f := range *files {
+		f.Close()
+	}
+	*files = nil
+}
+
+// pipe returns a pipe whose ends are blocking: the program's, and ours for a read that is short.
+func pipe() (r, w *os.File, err error) {
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		return nil, nil, os.NewSyscallError("pipe2", err)
+	}
+	return os.NewFile(uintptr(p[0]), "report"), os.NewFile(uintptr(p[1]), "report"), nil
+}
+
+// recvConsole takes the pty's master, which the program sent before it reported anything.
+func recvConsole(sock int) (*os.File, error) {
+	var buf [8]byte
+	var oob [64]byte
+	_, n, flags, _, err := unix.Recvmsg(sock, buf[:], oob[:], unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("receive the console: %w", err)
+	}
+	msgs, err := unix.ParseSocketControlMessage(oob[:n])
+	if err != nil || len(msgs) != 1 || flags&unix.MSG_CTRUNC != 0 {
+		return nil, errors.New("receive the console: no descriptor in the message")
+	}
+	fds, err := unix.ParseUnixRights(&msgs[0])
+	if err != nil || len(fds) != 1 {
+		return nil, errors.New("receive the console: no descriptor in the message")
+	}
+	unix.SetNonblock(fds[0], true)
+	return os.NewFile(uintptr(fds[0]), "console"), nil
+}
+
+func sysMaps(maps []IDMap) []syscall.SysProcIDMap {
+	out := make([]syscall.SysProcIDMap, len(maps))
+	for i, m := range maps {
+		out[i] = syscall.SysProcIDMap{ContainerID: int(m.ContainerID), HostID: int(m.HostID), Size: int(m.Size)}
+	}
+	return out
+}
