@@ -112,19 +112,21 @@ func (s *starter) atGate(p *Process) error {
 }
 
 // follow reads reports until the program is at its gate (true), or has exec'd or settled: then the pipe
-// is closed. Errors are *OpError, *DiedError (without a status yet) or of the read.
+// is closed. Errors are *OpError, *DiedError (without a status yet) or of the read. A nested child and
+// its maker write independently, so what the child says may come before its pid does.
 func (p *Process) follow() (gated bool, err error) {
 	var ready bool
+	var failed error
 	var buf [RecordSize]byte
 	for {
 		_, err := io.ReadFull(p.report, buf[:])
 		if err == io.EOF {
 			p.report.Close()
 			p.report = nil
-			if !ready {
-				return false, &DiedError{}
+			if failed == nil && !ready {
+				failed = &DiedError{}
 			}
-			return false, nil
+			return false, failed
 		}
 		if err != nil {
 			return false, fmt.Errorf("read the program's report: %w", err)
@@ -134,15 +136,21 @@ func (p *Process) follow() (gated bool, err error) {
 		case kind == RecordReady:
 			ready = true
 		case kind == RecordGate:
-			return true, nil
+			gated = true
 		case kind == RecordPid && p.self == nil:
 			if err := p.adopt(int(value)); err != nil {
 				return false, err
 			}
 		case kind < RecordReady:
-			return false, &OpError{Index: int(kind), Errno: syscall.Errno(value)}
+			failed = &OpError{Index: int(kind), Errno: syscall.Errno(value)}
 		default:
 			return false, fmt.Errorf("the program reported %#x, which means nothing here", kind)
+		}
+		if p.self != nil && failed != nil {
+			return false, failed
+		}
+		if p.self != nil && gated {
+			return true, nil
 		}
 	}
 }
