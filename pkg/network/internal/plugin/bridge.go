@@ -1,0 +1,285 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/types/create"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/cri-server/cri-server/pkg/errs"
+	"github.com/cri-server/cri-server/pkg/network/internal/netns"
+	"github.com/cri-server/cri-server/pkg/network/internal/nft"
+)
+
+type bridge struct{ r *Runner }
+
+// attachment is one ADD of the bridge in the making.
+type attachment struct {
+	*Runner
+	conf  *bridgeConf
+	call  *Call
+	ns    *os.File
+	br    *netlink.Bridge
+	veth  netlink.Link // the host's end
+	peer  net.HardwareAddr
+	owner string
+	res   *current.Result
+	gws   []*net.IPNet
+}
+
+func (b bridge) add(ctx context.Context, c *Call) (types.Result, error) {
+	conf, err := parseBridge(c.Config, c.Args)
+	if err != nil {
+		return nil, err
+	}
+	if err := conf.validate(); err != nil {
+		return nil, err
+	}
+	ns, err := netns.Open(c.Netns)
+	if err != nil {
+		return nil, err
+	}
+	if ns == nil {
+		return nil, errs.New(errs.NotFound, "attach pod to bridge %s: network namespace %s does not exist", conf.Bridge, c.Netns)
+	}
+	defer ns.Close()
+	a := &attachment{Runner: b.r, conf: conf, call: c, ns: ns, owner: Owner(c.ContainerID, c.IfName), res: &current.Result{CNIVersion: current.ImplementedSpecVersion}}
+	if conf.IPAM.Type != "" {
+		if a.res, err = b.r.ipamAdd(ctx, conf, c); err != nil {
+			return nil, err
+		}
+	}
+	if err := a.make(); err != nil {
+		return nil, errors.Join(err, a.undo(context.WithoutCancel(ctx)))
+	}
+	if dnsSet(conf.DNS) {
+		a.res.DNS = conf.DNS
+	}
+	return a.res, nil
+}
+
+// ipamAdd asks address management for addresses: in process or by running its plugin.
+func (r *Runner) ipamAdd(ctx context.Context, conf *bridgeConf, c *Call) (*current.Result, error) {
+	var got types.Result
+	if conf.IPAM.Type == "host-local" {
+		res, err := hostLocal{r}.add(ctx, c)
+		if err != nil {
+			return nil, err
+		}
+		got = res
+	} else {
+		out, err := r.delegate(ctx, conf.IPAM.Type, c)
+		if err != nil {
+			return nil, fmt.Errorf("run IPAM plugin %q: %w", conf.IPAM.Type, err)
+		}
+		if got, err = create.CreateFromBytes(out); err != nil {
+			return nil, errors.Join(fmt.Errorf("read the result of IPAM plugin %q: %w", conf.IPAM.Type, err), r.ipamDel(ctx, conf, c))
+		}
+	}
+	ipam, err := current.NewResultFromResult(got)
+	if err == nil {
+		err = checkAddresses(ipam.IPs)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("IPAM plugin %q: %w", conf.IPAM.Type, err), r.ipamDel(ctx, conf, c))
+	}
+	return &current.Result{CNIVersion: current.ImplementedSpecVersion, IPs: ipam.IPs, Routes: ipam.Routes, DNS: ipam.DNS}, nil
+}
+
+func (r *Runner) ipamDel(ctx context.Context, conf *bridgeConf, c *Call) error {
+	del := *c
+	del.Command = "DEL"
+	switch conf.IPAM.Type {
+	case "":
+		return nil
+	case "host-local":
+		return hostLocal{r}.del(ctx, &del)
+	}
+	_, err := r.delegate(ctx, conf.IPAM.Type, &del)
+	return err
+}
+
+func (a *attachment) make() error {
+	a.gws = a.conf.addressing(a.res)
+	if err := a.prepareBridge(); err != nil {
+		return err
+	}
+	if err := a.makeVeth(); err != nil {
+		return err
+	}
+	if err := netns.Do(a.ns, a.configure); err != nil {
+		return err
+	}
+	var rules []nft.Element
+	if a.conf.MacSpoofChk {
+		rules = append(rules, nft.OnlyMAC(a.veth.Attrs().Name, a.peer)...)
+	}
+	if a.conf.IPMasq {
+		for _, ipc := range a.res.IPs {
+			p, err := prefixOf(&ipc.Address)
+			if err != nil {
+				return err
+			}
+			rules = append(rules, nft.Masq(p))
+		}
+	}
+	if err := a.rules.Add(a.owner, rules...); err != nil {
+		return err
+	}
+	if err := a.waitUp(); err != nil {
+		return err
+	}
+	br, err := a.host.LinkByName(a.conf.Bridge) // the first port may have changed its MAC address
+	if err != nil {
+		return fmt.Errorf("look up bridge %s: %w", a.conf.Bridge, err)
+	}
+	va := a.veth.Attrs()
+	a.res.Interfaces = []*current.Interface{
+		{Name: a.conf.Bridge, Mac: br.Attrs().HardwareAddr.String()},
+		{Name: va.Name, Mac: va.HardwareAddr.String()},
+		{Name: a.call.IfName, Mac: a.peer.String(), Sandbox: a.call.Netns},
+	}
+	return nil
+}
+
+// undo removes what make made: the link for good, since the namespace may be used again.
+func (a *attachment) undo(ctx context.Context) error {
+	var link error
+	if a.veth != nil {
+		if link = a.host.LinkDel(a.veth); notFound(link) {
+			link = nil
+		}
+	}
+	return errors.Join(link, a.rules.Remove(a.owner, nft.Masquerade, nft.Spoof), a.ipamDel(ctx, a.conf, a.call))
+}
+
+// makeVeth makes the pair with one end in the pod and the other, up, on the bridge.
+func (a *attachment) makeVeth() error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU, attrs.Flags = VethName(a.suffix, a.call.ContainerID, a.call.IfName), a.conf.MTU, net.FlagUp
+	v := &netlink.Veth{LinkAttrs: attrs, PeerName: a.call.IfName, PeerNamespace: netlink.NsFd(int(a.ns.Fd())), PeerHardwareAddr: a.conf.mac}
+	err := a.host.LinkAdd(v)
+	if errors.Is(err, unix.EEXIST) && a.staleVeth(v.Name) {
+		err = a.host.LinkAdd(v)
+	}
+	if errors.Is(err, unix.EEXIST) {
+		return errs.New(errs.Exists, "make veth pair: %s in the pod or %s on the host exists already", a.call.IfName, v.Name)
+	}
+	if err != nil {
+		return fmt.Errorf("make veth pair (%s, %s): %w", v.Name, a.call.IfName, err)
+	}
+	a.veth = v
+	// As on any interface whose routes are the host's own business, no router advertisement is believed.
+	_ = writeSysctl("net/ipv6/conf/"+v.Name+"/accept_ra", "0")
+	if err := a.host.LinkSetMasterByIndex(v, a.br.Index); err != nil {
+		return fmt.Errorf("put %s on bridge %s: %w", v.Name, a.conf.Bridge, err)
+	}
+	if a.conf.HairpinMode {
+		if err := a.host.LinkSetHairpin(v, true); err != nil {
+			return fmt.Errorf("set hairpin mode of %s: %w", v.Name, err)
+		}
+	}
+	if a.conf.PortIsolation {
+		if err := a.host.LinkSetIsolated(v, true); err != nil {
+			return fmt.Errorf("isolate %s: %w", v.Name, err)
+		}
+	}
+	return nil
+}
+
+// staleVeth removes the veth pair of an earlier attempt for the same pod and interface, which the name
+// proves, unless its other end is still in this very namespace under the name that is wanted now.
+func (a *attachment) staleVeth(name string) bool {
+	old, err := a.host.LinkByName(name)
+	if err != nil || old.Type() != "veth" || old.Attrs().Flags&net.FlagUp != 0 {
+		return false
+	}
+	return a.host.LinkDel(old) == nil
+}
+
+// waitUp waits until the bridge forwards what the pod's port sends.
+func (a *attachment) waitUp() error {
+	var err error
+	if a.veth, err = a.linkUp(a.veth.Attrs().Name, a.veth.Attrs().Index, !a.conf.DisableContainerInterface); err != nil {
+		return err
+	}
+	return nil
+}
+
+func (b bridge) del(ctx context.Context, c *Call) error {
+	conf, err := parseBridge(c.Config, c.Args)
+	if err != nil {
+		return err
+	}
+	// First silence the pod, so that nobody answers for an address that is given back next.
+	if err := b.unplug(c); err != nil {
+		return err
+	}
+	if err := b.r.ipamDel(ctx, conf, c); err != nil {
+		return err
+	}
+	return b.r.rules.Remove(Owner(c.ContainerID, c.IfName), nft.Masquerade, nft.Spoof)
+}
+
+// unplug takes the pod off the bridge. A namespace that lives by its processes is about to die and takes
+// its link along: there the link is set down, which is quick. In one that has a name of its own it is
+// deleted, which waits for the kernel's grace periods (10 to 25 ms).
+func (b bridge) unplug(c *Call) error {
+	name := VethName(b.r.suffix, c.ContainerID, c.IfName)
+	link := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: name}}
+	if c.Netns == "" || dying(c.Netns) {
+		host, err := b.r.host.LinkByName(name)
+		if err == nil {
+			err = b.r.host.LinkSetDown(host)
+		}
+		if err != nil && !notFound(err) {
+			return fmt.Errorf("set %s down: %w", name, err)
+		}
+		return nil
+	}
+	if err := b.r.host.LinkDel(link); err != nil && !notFound(err) {
+		return fmt.Errorf("delete %s: %w", name, err)
+	}
+	// A pair that another implementation of the plugin made has another name on this side.
+	err := inNetns(c.Netns, func(h *netlink.Handle) error {
+		l, err := h.LinkByName(c.IfName)
+		if err == nil {
+			err = h.LinkDel(l)
+		}
+		if err != nil && !notFound(err) {
+			return fmt.Errorf("delete %s in the pod: %w", c.IfName, err)
+		}
+		return nil
+	})
+	if errs.Is(err, errs.NotFound) {
+		return nil
+	}
+	return err
+}
+
+// dying says whether the path names the namespace of a process: it lives no longer than that does.
+func dying(path string) bool { return strings.HasPrefix(path, "/proc/") }
+
+func prefixOf(n *net.IPNet) (netip.Prefix, error) {
+	a, ok := netip.AddrFromSlice(n.IP)
+	ones, _ := n.Mask.Size()
+	p := netip.PrefixFrom(a.Unmap(), ones)
+	if !ok || !p.IsValid() {
+		return p, errs.New(errs.Invalid, "address %s is malformed", n)
+	}
+	return p, nil
+}
+
+// writeSysctl writes one value below /proc/sys as the calling thread sees it.
+func writeSysctl(name, value string) error {
+	return os.WriteFile("/proc/sys/"+name, []byte(value), 0o644)
+}

@@ -1,0 +1,120 @@
+package plugin
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/vishvananda/netlink"
+
+	"github.com/cri-server/cri-server/pkg/errs"
+	"github.com/cri-server/cri-server/pkg/network/internal/netns"
+)
+
+type loopback struct{}
+
+func inNetns(path string, fn func(h *netlink.Handle) error) error {
+	ns, err := netns.Open(path)
+	if err != nil {
+		return err
+	}
+	if ns == nil {
+		return errs.New(errs.NotFound, "open network namespace (%s): it does not exist", path)
+	}
+	defer ns.Close()
+	return netns.Do(ns, func() error {
+		h, err := newHandle()
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		return fn(h)
+	})
+}
+
+func (loopback) add(_ context.Context, c *Call) (types.Result, error) {
+	var conf types.NetConf
+	if err := json.Unmarshal(c.Config, &conf); err != nil {
+		return nil, fmt.Errorf("read loopback configuration: %w", err)
+	}
+	prev, err := previous(&conf)
+	if err != nil {
+		return nil, err
+	}
+	res := &current.Result{
+		CNIVersion: current.ImplementedSpecVersion,
+		Interfaces: []*current.Interface{{Name: "lo", Mac: "00:00:00:00:00:00", Sandbox: c.Netns}},
+	}
+	err = inNetns(c.Netns, func(h *netlink.Handle) error {
+		lo, err := h.LinkByName("lo")
+		if err != nil {
+			return fmt.Errorf("look up lo: %w", err)
+		}
+		if err := h.LinkSetUp(lo); err != nil {
+			return fmt.Errorf("set lo up: %w", err)
+		}
+		for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+			addrs, err := h.AddrList(lo, family)
+			if err != nil {
+				return fmt.Errorf("list addresses of lo: %w", err)
+			}
+			for i, a := range addrs {
+				if !a.IP.IsLoopback() {
+					return fmt.Errorf("loopback interface has a non-loopback address %s", a.IP)
+				}
+				if i == 0 {
+					res.IPs = append(res.IPs, &current.IPConfig{Interface: current.Int(0), Address: *a.IPNet})
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if prev != nil {
+		return prev, nil
+	}
+	return res, nil
+}
+
+func (loopback) del(_ context.Context, c *Call) error {
+	if c.Netns == "" || dying(c.Netns) {
+		return nil
+	}
+	err := inNetns(c.Netns, func(h *netlink.Handle) error {
+		lo, err := h.LinkByName("lo")
+		if err != nil {
+			return fmt.Errorf("look up lo: %w", err)
+		}
+		return h.LinkSetDown(lo)
+	})
+	if errs.Is(err, errs.NotFound) {
+		return nil
+	}
+	return err
+}
+
+func (loopback) check(_ context.Context, c *Call) error {
+	return inNetns(c.Netns, func(h *netlink.Handle) error {
+		lo, err := h.LinkByName("lo")
+		if err != nil {
+			return fmt.Errorf("look up lo: %w", err)
+		}
+		if lo.Attrs().Flags&net.FlagUp == 0 {
+			return errs.New(errs.Conflict, "check loopback: lo is down")
+		}
+		return nil
+	})
+}
+
+// LoopbackUp sets lo up in the network namespace. It is what a runtime does for every pod before its
+// networks, and costs no configuration.
+func LoopbackUp(netnsPath string) error {
+	return inNetns(netnsPath, func(h *netlink.Handle) error {
+		return h.LinkSetUp(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: "lo", Index: 1}}) // lo is always the first link
+	})
+}

@@ -1,0 +1,157 @@
+//go:build root
+
+package network
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cri-server/cri-server/internal/testroot"
+)
+
+func TestMain(m *testing.M) { testroot.Main(m) }
+
+// host is one server's network on the test's host.
+type host struct {
+	*Manager
+	t   testing.TB
+	dir string
+}
+
+func newHost(t testing.TB, change func(*Config)) *host {
+	t.Helper()
+	testroot.NeedRoot(t)
+	dir := t.TempDir()
+	cfg := Config{ConfDir: dir + "/net.d", BinDirs: []string{dir + "/bin"}, CacheDir: dir + "/cache", StateDir: dir + "/state", NetnsDir: dir + "/netns",
+		Suffix: fmt.Sprintf("t%06x", time.Now().UnixNano()&0xffffff)}
+	for _, d := range []string{cfg.ConfDir, cfg.BinDirs[0]} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if change != nil {
+		change(&cfg)
+	}
+	m, err := Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &host{Manager: m, t: t, dir: dir}
+	t.Cleanup(func() {
+		left, err := m.Leftovers(context.Background(), nil)
+		if err != nil || len(left) > 0 {
+			t.Errorf("leftovers: %v, %v", left, err)
+		}
+		if err := m.RemoveDefault(context.Background()); err != nil {
+			t.Error(err)
+		}
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return h
+}
+
+func defaultNetwork(c *Config) { c.DefaultNetwork.Enabled = true }
+
+func dualStack(c *Config) {
+	c.DefaultNetwork.Enabled = true
+	c.DefaultNetwork.Subnets = []netip.Prefix{netip.MustParsePrefix(DefaultSubnet), netip.MustParsePrefix("fd5c:7269::/48")}
+}
+
+var podNumber struct {
+	sync.Mutex
+	n int
+}
+
+// holder is a process in a network namespace of its own.
+type holder struct {
+	cmd *exec.Cmd
+	Pod Pod
+}
+
+func newPod(t testing.TB, ports ...PortMapping) *holder {
+	t.Helper()
+	podNumber.Lock()
+	podNumber.n++
+	n := podNumber.n
+	podNumber.Unlock()
+	cmd := exec.Command("unshare", "-n", "sh", "-c", "echo up; exec cat")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.Read(make([]byte, 3)); err != nil {
+		t.Fatal(err)
+	}
+	var once sync.Once
+	h := &holder{cmd: cmd, Pod: Pod{ID: fmt.Sprintf("%064x", n), Name: fmt.Sprintf("pod%d", n), Namespace: "test", UID: fmt.Sprintf("uid-%d", n),
+		Netns: fmt.Sprintf("/proc/%d/ns/net", cmd.Process.Pid), Ports: ports}}
+	h.cmd.Cancel = nil
+	t.Cleanup(func() { once.Do(func() { in.Close(); cmd.Wait() }) })
+	return h
+}
+
+func (h *holder) run(t testing.TB, args ...string) string {
+	t.Helper()
+	out, err := h.try(args...)
+	if err != nil {
+		t.Fatalf("%v: %v: %s", args, err, out)
+	}
+	return out
+}
+
+func (h *holder) try(args ...string) (string, error) {
+	out, err := exec.Command("nsenter", append([]string{"--net=" + h.Pod.Netns, "--"}, args...)...).CombinedOutput()
+	return strings.TrimSpace(string(out)), err
+}
+
+func (h *host) attach(p *holder) Result {
+	h.t.Helper()
+	res, err := h.Attach(context.Background(), p.Pod)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(func() { h.detach(p) })
+	return res
+}
+
+func (h *host) detach(p *holder) {
+	h.t.Helper()
+	if err := h.Detach(context.Background(), p.Pod); err != nil {
+		h.t.Error(err)
+	}
+}
+
+func (h *host) conf(name, text string) {
+	h.t.Helper()
+	if err := os.WriteFile(filepath.Join(h.dir, "net.d", name), []byte(text), 0o644); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+const dialTimeout = 2 * time.Second
+
+func sh(t testing.TB, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %v: %s", args, err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
