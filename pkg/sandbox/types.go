@@ -56,6 +56,19 @@ type Container struct {
 	Mounts     []*cri.Mount                 // as resolved
 }
 
+// String names the state as messages do.
+func (s State) String() string {
+	switch s {
+	case Created:
+		return "created"
+	case Running:
+		return "running"
+	case Exited:
+		return "exited"
+	}
+	return "unknown"
+}
+
 // State derives the container's state.
 func (c *Container) State() State {
 	switch {
