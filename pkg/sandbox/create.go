@@ -56,9 +56,13 @@ func (m *Manager) CreateContainer(ctx context.Context, podID string, config *cri
 		return "", errs.New(errs.Invalid, "create container in pod %s: config.metadata.name is empty", pod.ID)
 	}
 	key := fmt.Sprintf("container/%s/%s/%d", pod.ID, md.GetName(), md.GetAttempt())
-	return m.joins.join(ctx, key, m.goDo, func(ctx context.Context) (string, error) {
+	id, err := m.joins.join(ctx, key, m.goDo, func(ctx context.Context) (string, error) {
 		return m.createContainer(ctx, pod.ID, config)
 	})
+	if err == nil {
+		m.live.container(id).answers.made.Store(true)
+	}
+	return id, err
 }
 
 func (m *Manager) createContainer(ctx context.Context, podID string, config *cri.ContainerConfig) (string, error) {
@@ -89,8 +93,8 @@ func (m *Manager) createContainer(ctx context.Context, podID string, config *cri
 	return "", createError(config.GetMetadata().GetName(), podID, err)
 }
 
-// sameContainer looks for a container with the metadata of config. One that nobody was told of, or that a former
-// process made, is the answer to a repeated request when nothing in it differs and it has not been started.
+// sameContainer looks for a container with the metadata of config. What is left of a failed request gives way; a
+// created container whose answer may have been lost answers the same request.
 func (m *Manager) sameContainer(ctx context.Context, podID string, config *cri.ContainerConfig) (string, error) {
 	want := config.GetMetadata()
 	for _, c := range m.snap.Load().containersOf(podID) {
@@ -104,7 +108,8 @@ func (m *Manager) sameContainer(ctx context.Context, podID string, config *cri.C
 			}
 			continue
 		}
-		if c.StartedAt.IsZero() && !c.exited() && !c.Removing && sameRequest(c.Config.M, config) {
+		lost := !m.live.container(c.ID).answers.made.Load()
+		if lost && c.StartedAt.IsZero() && !c.exited() && !c.Removing && sameRequest(c.Config.M, config) {
 			return c.ID, nil
 		}
 		return "", errs.New(errs.Exists, "container %q, attempt %d: pod %s has it already (%s). Remove that one or raise the attempt", want.GetName(), want.GetAttempt(), podID, c.ID)

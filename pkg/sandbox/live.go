@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -26,7 +27,12 @@ type livePod struct {
 	holderPid int
 	stopping  bool // its end is on purpose
 	lost      bool // its holder has died
+	answers   answers
 }
+
+// answers are the requests whose success this process has told its client. A request repeated after its answer was
+// lost (to a deadline, to a restart) gets it again; one repeated after that is a conflict.
+type answers struct{ made, started atomic.Bool }
 
 func (p *livePod) get() (Shim, int) {
 	p.mu.Lock()
@@ -86,6 +92,8 @@ type liveContainer struct {
 	pending  *Exit // an exit told while starting
 	told     bool
 	ended    chan struct{} // closed when the end of its process has been told, and recorded unless starting
+
+	answers answers
 
 	// What CreateContainer leaves for StartContainer, to save doing it twice.
 	spec    *specs.Spec

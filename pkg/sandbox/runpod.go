@@ -46,9 +46,13 @@ func (m *Manager) RunPod(ctx context.Context, config *cri.PodSandboxConfig, hand
 	}
 	md := config.GetMetadata()
 	key := fmt.Sprintf("pod/%s/%s/%s/%d", md.GetNamespace(), md.GetName(), md.GetUid(), md.GetAttempt())
-	return m.joins.join(ctx, key, m.goDo, func(ctx context.Context) (string, error) {
+	id, err := m.joins.join(ctx, key, m.goDo, func(ctx context.Context) (string, error) {
 		return m.runPod(ctx, config, handler)
 	})
+	if err == nil {
+		m.live.pod(id).answers.made.Store(true)
+	}
+	return id, err
 }
 
 func (m *Manager) runPod(ctx context.Context, config *cri.PodSandboxConfig, handler string) (string, error) {
@@ -91,9 +95,8 @@ func (m *Manager) failPod(ctx context.Context, id string, cause error) {
 	m.retryTeardown(id)
 }
 
-// samePod looks for a pod with the metadata of config. What is left of a failed request gives way; a ready pod that
-// has no container yet answers the same request again, since whoever asks cannot have got the first answer or has
-// forgotten it.
+// samePod looks for a pod with the metadata of config. What is left of a failed request gives way; a ready pod whose
+// answer may have been lost answers the same request.
 func (m *Manager) samePod(ctx context.Context, config *cri.PodSandboxConfig, handler string) (string, error) {
 	s := m.snap.Load()
 	for id, p := range s.pods {
@@ -106,7 +109,8 @@ func (m *Manager) samePod(ctx context.Context, config *cri.PodSandboxConfig, han
 			}
 			continue
 		}
-		if p.rec.ready() && !p.rec.Removing && p.rec.Handler == handler && len(s.containersOf(id)) == 0 && proto.Equal(p.rec.Config.M, config) {
+		lost := !m.live.pod(id).answers.made.Load() && len(s.containersOf(id)) == 0
+		if lost && p.rec.ready() && !p.rec.Removing && p.rec.Handler == handler && proto.Equal(p.rec.Config.M, config) {
 			return id, nil
 		}
 		md := config.GetMetadata()

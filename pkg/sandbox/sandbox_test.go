@@ -22,6 +22,8 @@ type world struct {
 	cfg Config
 	mgr *Manager
 	ctx context.Context
+	// logs, when set, is the parent of the log directories of the pods that follow.
+	logs string
 }
 
 func newWorld(t *testing.T) *world {
@@ -88,7 +90,11 @@ func containerConfig(name string, args ...string) *cri.ContainerConfig {
 
 func (w *world) runPod(name string) string {
 	w.t.Helper()
-	id, err := w.mgr.RunPod(w.ctx, podConfig(name), "")
+	config := podConfig(name)
+	if w.logs != "" {
+		config.LogDirectory = filepath.Join(w.logs, name)
+	}
+	id, err := w.mgr.RunPod(w.ctx, config, "")
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -97,7 +103,9 @@ func (w *world) runPod(name string) string {
 
 func (w *world) create(pod, name string, args ...string) string {
 	w.t.Helper()
-	id, err := w.mgr.CreateContainer(w.ctx, pod, containerConfig(name, args...), nil)
+	config := containerConfig(name, args...)
+	config.LogPath = name + "/0.log"
+	id, err := w.mgr.CreateContainer(w.ctx, pod, config, nil)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -352,15 +360,7 @@ func TestReboot(t *testing.T) {
 	id := w.create(pod, "c")
 	created := w.create(pod, "created")
 	w.start(id)
-	w.mgr.Close()
-	w.m.mu.Lock()
-	for _, s := range w.m.shims {
-		s.die()
-	}
-	w.m.shims, w.m.cgroups = map[string]*shimProc{}, map[string]bool{}
-	w.m.mu.Unlock()
-	w.cfg.BootID = "boot-2"
-	w.open()
+	w.reboot()
 	if p, _ := w.mgr.Pod(pod); p.Ready {
 		t.Error("the pod is ready")
 	}

@@ -45,13 +45,20 @@ func (m *Manager) StartContainer(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	return m.finish(ctx, rec.ID, func(ctx context.Context) error { return m.startContainer(ctx, rec.ID) })
+	err = m.finish(ctx, rec.ID, func(ctx context.Context) error { return m.startContainer(ctx, rec.ID) })
+	if err == nil {
+		m.live.container(rec.ID).answers.started.Store(true)
+	}
+	return err
 }
 
 func (m *Manager) startContainer(ctx context.Context, id string) error {
 	c := m.snap.Load().containers[id]
 	if c == nil {
 		return errs.New(errs.NotFound, "container %s: no such container", id)
+	}
+	if c.rec.running() && !m.live.container(id).answers.started.Load() {
+		return nil // the answer to an earlier request was lost
 	}
 	if state := c.pub.State(); state != Created || c.rec.Removing {
 		return errs.New(errs.Conflict, "start container %s: it is %s. Only a created container can be started", id, state)

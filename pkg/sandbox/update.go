@@ -39,6 +39,9 @@ func (m *Manager) updateLimits(ctx context.Context, id string, res *cri.LinuxCon
 	if s.rec.exited() || s.rec.Removing {
 		return errs.New(errs.Conflict, "it is exited. Only a created or running container has limits")
 	}
+	if p := m.snap.Load().pods[s.rec.PodID]; p == nil || !p.rec.ready() {
+		return errs.New(errs.Conflict, "its pod is not ready")
+	}
 	host := &m.cfg.Translate.Host
 	limits, err := oci.Resources(res, host)
 	if err != nil {
