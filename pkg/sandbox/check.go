@@ -60,7 +60,10 @@ func (m *Manager) audit(ctx context.Context, s *snapshot) ([]Problem, error) {
 func (m *Manager) livePodOf(s *snapshot, rec *podRecord) LivePod {
 	p := LivePod{ID: rec.ID, Dir: m.dirs.run(rec.ID), Parent: rec.CgroupParent}
 	if !rec.TornDownAt.IsZero() {
-		p.Dir, p.Parent = "", ""
+		p.Dir, p.Parent, p.Gone = "", "", []string{rec.CgroupPath}
+		for _, c := range s.containersOf(rec.ID) {
+			p.Gone = append(p.Gone, c.CgroupPath)
+		}
 		return p
 	}
 	p.CgroupPath = rec.CgroupPath

@@ -249,6 +249,31 @@ func (m *machine) RemoveCgroup(_ context.Context, path string) error {
 	return nil
 }
 
+func (m *machine) CgroupExists(path string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.cgroups[path]
+}
+
+func (m *machine) TrimCgroup(_ context.Context, path string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	within := func(p string) bool { return p == path || strings.HasPrefix(p, path+"/") }
+	for _, s := range m.shims {
+		for _, p := range s.procs {
+			if p.exit == nil && within(p.cgroup) {
+				return nil
+			}
+		}
+	}
+	for p := range m.cgroups {
+		if within(p) {
+			delete(m.cgroups, p)
+		}
+	}
+	return nil
+}
+
 func (m *machine) Namespace(int, string) (*os.File, error) { return os.Open(m.rootfs) }
 
 func (m *machine) Shm(string, bool) string { return "/dev/shm" }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -60,12 +61,14 @@ type Manager struct {
 	mu     sync.Mutex // one commit at a time
 	events broker
 	ops    opLocks
+	trims  sync.RWMutex // cgroups above pods are not removed while a pod is put below them
 	joins  flights
 	trash  *trashman
 	live   liveSet
 }
 
-// Close ends the manager and waits for what it was doing. Pods go on: their shims keep them.
+// Close ends the manager and waits for what it was doing. Pods go on: their shims keep them. Without any, the
+// server's own cgroup goes too.
 func (m *Manager) Close() error {
 	m.closing.Lock()
 	m.cancel()
@@ -73,7 +76,22 @@ func (m *Manager) Close() error {
 	m.live.closeAll()
 	m.wg.Wait()
 	m.trash.wait()
-	return m.lock.Close()
+	var err error
+	if m.cfg.CgroupRoot != "" && !m.anyLive() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		err = m.shims.TrimCgroup(ctx, filepath.Join("/", m.cfg.CgroupRoot))
+	}
+	return errors.Join(err, m.lock.Close())
+}
+
+func (m *Manager) anyLive() bool {
+	for _, p := range m.snap.Load().pods {
+		if p.rec.TornDownAt.IsZero() {
+			return true
+		}
+	}
+	return false
 }
 
 // goDo runs f on a goroutine that Close waits for. It reports false, and runs nothing, once the manager is closing.

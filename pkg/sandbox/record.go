@@ -37,6 +37,7 @@ type podRecord struct {
 	Network      network.Result
 	CgroupParent string // the cgroup above its own
 	OwnsParent   bool   // we chose CgroupParent, for this pod alone
+	MadeAbove    string // the topmost cgroup above its own that did not exist before; "" when all did
 	CgroupPath   string
 }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -141,6 +142,12 @@ func (j *runJob) intent(context.Context) error {
 		r.CgroupParent, r.OwnsParent = filepath.Join("/", j.m.cfg.CgroupRoot, "pod"+r.ID), true
 	}
 	r.CgroupPath = filepath.Join(r.CgroupParent, r.ID)
+	if !r.OwnsParent {
+		for p := r.CgroupParent; p != "/" && !j.m.shims.CgroupExists(p); p = filepath.Dir(p) {
+			r.MadeAbove = p
+		}
+		j.inheritMade()
+	}
 	if err := os.MkdirAll(j.m.dirs.containers(r.ID), 0o700); err != nil {
 		return fmt.Errorf("make record directory: %w", err)
 	}
@@ -149,6 +156,15 @@ func (j *runJob) intent(context.Context) error {
 	}
 	rec := *r
 	return j.m.insert(change{pod: &rec})
+}
+
+// inheritMade takes on the parents that another pod made: whoever goes last removes them.
+func (j *runJob) inheritMade() {
+	for _, p := range j.m.snap.Load().pods {
+		if made := p.rec.MadeAbove; made != "" && strings.HasPrefix(j.rec.CgroupPath, made+"/") && (j.rec.MadeAbove == "" || len(made) < len(j.rec.MadeAbove)) {
+			j.rec.MadeAbove = made
+		}
+	}
 }
 
 func (j *runJob) spawn(ctx context.Context) error {
@@ -163,6 +179,8 @@ func (j *runJob) spawn(ctx context.Context) error {
 }
 
 func (j *runJob) cgroup(ctx context.Context) error {
+	j.m.trims.RLock()
+	defer j.m.trims.RUnlock()
 	return j.m.shims.MakeCgroup(ctx, j.rec.CgroupPath, nil)
 }
 

@@ -371,3 +371,26 @@ func TestReboot(t *testing.T) {
 	}
 	w.clean()
 }
+
+func TestCgroupParentThatWasMissingGoesWithItsLastPod(t *testing.T) {
+	w := newWorld(t)
+	run := func(name string) string {
+		c := podConfig(name)
+		c.Linux.CgroupParent = "/new/deep"
+		id, err := w.mgr.RunPod(w.ctx, c, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	first, second := run("a"), run("b")
+	for _, id := range []string{first, second} {
+		if !w.m.CgroupExists("/new/deep") {
+			t.Fatal("the parent of a living pod is gone")
+		}
+		if err := w.mgr.RemovePod(w.ctx, id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.clean()
+}

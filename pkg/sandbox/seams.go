@@ -61,6 +61,10 @@ type Shims interface {
 	UpdateCgroup(ctx context.Context, path string, res *specs.LinuxResources, oomScoreAdj *int) error
 	// RemoveCgroup kills what is in a cgroup and removes it with everything below. Absent is no error.
 	RemoveCgroup(ctx context.Context, path string) error
+	// CgroupExists reports whether the machine has the cgroup.
+	CgroupExists(path string) bool
+	// TrimCgroup removes a cgroup and those below it unless a process is in one of them.
+	TrimCgroup(ctx context.Context, path string) error
 	// Namespace opens a namespace ("net", "user", "pid"…) of the process pid; the caller closes it.
 	Namespace(pid int, kind string) (*os.File, error)
 	// Shm is the source, as containers' specs name it, of the /dev/shm of a pod: its own tmpfs, or the host's.
@@ -80,6 +84,7 @@ type LivePod struct {
 	Parent     string // the cgroup above its own
 	CgroupPath string // "": it has none
 	Containers []LiveContainer
+	Gone       []string // cgroups that must not exist any more
 }
 
 // LiveContainer is a container of a LivePod.

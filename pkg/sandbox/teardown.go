@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"syscall"
 	"time"
 
@@ -97,10 +98,25 @@ func (t *podTeardown) cgroup(ctx context.Context) error {
 	if err := t.m.shims.RemoveCgroup(ctx, rec.CgroupPath); err != nil {
 		return err
 	}
-	if !rec.OwnsParent {
+	if rec.OwnsParent {
+		return t.m.shims.RemoveCgroup(ctx, rec.CgroupParent)
+	}
+	if rec.MadeAbove == "" {
 		return nil
 	}
-	return t.m.shims.RemoveCgroup(ctx, rec.CgroupParent)
+	return t.trim(ctx, rec.MadeAbove)
+}
+
+// trim removes the cgroups that were made for a pod's cgroup_parent, unless another pod uses them by now.
+func (t *podTeardown) trim(ctx context.Context, made string) error {
+	t.m.trims.Lock() // no other pod makes its cgroup meanwhile
+	defer t.m.trims.Unlock()
+	for id, p := range t.m.snap.Load().pods {
+		if id != t.id && p.rec.TornDownAt.IsZero() && strings.HasPrefix(p.rec.CgroupPath, made+"/") {
+			return nil
+		}
+	}
+	return t.m.shims.TrimCgroup(ctx, made)
 }
 
 func (t *podTeardown) files(context.Context) error {
