@@ -19,18 +19,16 @@ func (m *Hello) Fields(c *Codec) {
 // Start asks for a container, and with OpHolder for the holder. The frame's descriptors are those of the
 // launch request, then the log, the exit directory, the OOM event and the OOM count, as far as they are announced.
 type Start struct {
-	ID            string
-	Launch        []byte // launch.Request.MarshalBinary
-	LaunchFiles   int
-	HasLog        bool
-	HasExitDir    bool
-	HasOOMEvent   bool
-	HasOOMCount   bool
-	Stdin         bool
-	StdinOnce     bool
-	TTY           bool
-	UID, GID      uint64
-	Width, Height uint64
+	ID          string
+	Launch      []byte // launch.Request.MarshalBinary
+	LaunchFiles int
+	HasLog      bool
+	HasExitDir  bool
+	HasOOMEvent bool
+	HasOOMCount bool
+	Stdin       bool
+	StdinOnce   bool
+	TTY         bool
 }
 
 // Fields lists the fields of the message for both directions.
@@ -45,10 +43,6 @@ func (m *Start) Fields(c *Codec) {
 	c.Bool(&m.Stdin)
 	c.Bool(&m.StdinOnce)
 	c.Bool(&m.TTY)
-	c.Uint(&m.UID)
-	c.Uint(&m.GID)
-	c.Uint(&m.Width)
-	c.Uint(&m.Height)
 }
 
 // Exec asks for a process in a container. The frame's descriptors are those of the launch request, then
@@ -58,7 +52,6 @@ type Exec struct {
 	Launch        []byte
 	LaunchFiles   int
 	TTY           bool
-	Width, Height uint64
 }
 
 // Fields lists the fields of the message for both directions.
@@ -68,8 +61,6 @@ func (m *Exec) Fields(c *Codec) {
 	c.Bytes(&m.Launch)
 	c.Int32(&m.LaunchFiles)
 	c.Bool(&m.TTY)
-	c.Uint(&m.Width)
-	c.Uint(&m.Height)
 }
 
 // Started answers Start, OpHolder and Exec. The frame has the console of an exec with a terminal.

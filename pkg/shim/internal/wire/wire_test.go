@@ -152,8 +152,8 @@ func TestSendersDoNotMix(t *testing.T) {
 var someMessages = []Message{
 	&Hello{Version: 3, Pid: 12, Build: "v1"},
 	&Start{ID: "c", Launch: []byte{1, 2, 3}, LaunchFiles: 4, HasLog: true, HasExitDir: true, HasOOMEvent: true, HasOOMCount: true,
-		Stdin: true, StdinOnce: true, TTY: true, UID: 1 << 32, GID: 7, Width: 80, Height: 24},
-	&Exec{ID: "e", Container: "c", Launch: []byte{9}, LaunchFiles: 1, TTY: true, Width: 1, Height: 2},
+		Stdin: true, StdinOnce: true, TTY: true},
+	&Exec{ID: "e", Container: "c", Launch: []byte{9}, LaunchFiles: 1, TTY: true},
 	&Started{Pid: 77, At: time.Unix(5, 6)},
 	&Target{ID: "x", Signal: 9, All: true, Width: 3, Height: 4, Stdin: true, Stdout: true, Stderr: true, Force: true},
 	&Attached{Stdin: true, Stderr: true},
