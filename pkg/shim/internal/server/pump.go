@@ -1,0 +1,251 @@
+package server
+
+import (
+	"bytes"
+	"os"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cri-server/cri-server/pkg/shim/internal/crilog"
+)
+
+// pump moves one stream of a container, a pipe or a console, into its log and to whoever is attached. It
+// never waits for either.
+type pump struct {
+	f    *os.File
+	rc   syscall.RawConn
+	tty  bool
+	bufs *buffers
+	log  *crilog.Stream
+
+	mu    sync.Mutex // held from reading bytes to having written them
+	seen  uint64     // bytes read so far
+	eof   bool
+	moved chan struct{} // closed at the next change of seen or eof, nil when nobody waits
+	sinks []*sink
+}
+
+// newPump takes over r, which must be in non-blocking mode.
+func newPump(r *os.File, tty bool, bufs *buffers, log *crilog.Stream) (*pump, error) {
+	rc, err := r.SyscallConn()
+	if err != nil {
+		r.Close()
+		return nil, err
+	}
+	return &pump{f: r, rc: rc, tty: tty, bufs: bufs, log: log}, nil
+}
+
+// run moves bytes until the stream ends or close is called.
+func (p *pump) run() {
+	for {
+		more := false
+		if err := p.rc.Read(func(fd uintptr) bool {
+			var wait bool
+			more, wait = p.step(int(fd))
+			return !wait
+		}); err != nil || !more {
+			p.finish()
+			return
+		}
+	}
+}
+
+// step reads once and passes on what came. more is false at the end of the stream, wait true when there
+// is nothing to read yet.
+func (p *pump) step(fd int) (more, wait bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	b := p.bufs.get()
+	defer p.bufs.put(b)
+	n, err := unix.Read(fd, b.in[:readSize])
+	switch {
+	case err == unix.EINTR:
+		return true, false
+	case err == unix.EAGAIN:
+		return true, true
+	case err != nil || n <= 0: // a console whose last program has gone gives EIO
+		return false, false
+	}
+	in := b.in[:n]
+	p.log.Chunk(in, b.out, time.Now())
+	p.fan(in)
+	p.seen += uint64(n)
+	p.wake()
+	if n >= readSize/4 {
+		p.bufs.worked()
+	}
+	return true, false
+}
+
+func (p *pump) wake() {
+	if p.moved != nil {
+		close(p.moved)
+		p.moved = nil
+	}
+}
+
+func (p *pump) finish() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.eof {
+		return
+	}
+	b := p.bufs.get()
+	p.log.Flush(b.out, time.Now())
+	p.bufs.put(b)
+	p.eof = true
+	p.wake()
+	for _, s := range p.sinks {
+		s.f.Close()
+	}
+	p.sinks = nil
+	p.f.Close()
+}
+
+// close ends the stream even where a background process still holds the other end.
+func (p *pump) close() { p.f.Close() }
+
+// drained returns when all that a process which has just ended wrote has been passed on: at the end of
+// the stream, or where another process keeps it open when what was in the pipe has been read. The
+// console of a terminal cannot say what is in it, so it gets a moment. It gives up at the limit.
+func (p *pump) drained(limit time.Duration) {
+	timeout := time.NewTimer(limit)
+	defer timeout.Stop()
+	want := uint64(0)
+	for first := true; ; first = false {
+		p.mu.Lock()
+		if first && !p.tty {
+			_ = p.rc.Control(func(fd uintptr) {
+				if n, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ); err == nil {
+					want = p.seen + uint64(n)
+				}
+			})
+		}
+		if p.eof || !p.tty && p.seen >= want {
+			p.mu.Unlock()
+			return
+		}
+		if p.moved == nil {
+			p.moved = make(chan struct{})
+		}
+		moved := p.moved
+		p.mu.Unlock()
+		select {
+		case <-moved:
+		case <-timeout.C:
+			return
+		}
+	}
+}
+
+// sinkSize is how far an attached client may be behind before it misses bytes.
+const sinkSize = 1 << 20
+
+// sink is one attached client's end of a stream: a pipe in non-blocking mode, whose buffer in the kernel
+// is all the buffer there is. A client that is too slow misses whole lines, and is told how much in the
+// stream itself: cutting it off would be worse for a person who watches, and holding the container up is
+// out of the question.
+type sink struct {
+	f    *os.File
+	rc   syscall.RawConn
+	lost uint64
+}
+
+// attach adds a client and returns its end of the stream, which the caller owns; nil when the stream has ended.
+func (p *pump) attach() (*os.File, error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		return nil, os.NewSyscallError("pipe2", err)
+	}
+	_, _ = unix.FcntlInt(uintptr(fds[1]), unix.F_SETPIPE_SZ, sinkSize) // less is allowed to the unprivileged
+	r, w := os.NewFile(uintptr(fds[0]), "attached"), os.NewFile(uintptr(fds[1]), "sink")
+	rc, err := w.SyscallConn()
+	if err != nil {
+		r.Close()
+		w.Close()
+		return nil, err
+	}
+	s := &sink{f: w, rc: rc}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.eof {
+		w.Close()
+		return r, nil // an end of file at once
+	}
+	p.sinks = append(p.sinks, s)
+	go p.watch(s)
+	return r, nil
+}
+
+// watch takes the client off when it has closed its end, also while the container says nothing.
+func (p *pump) watch(s *sink) {
+	_ = s.rc.Read(func(fd uintptr) bool { return hungUp(int(fd)) })
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.remove(s)
+}
+
+// hungUp reports whether nobody has the other end of a pipe open.
+func hungUp(fd int) bool {
+	fds := []unix.PollFd{{Fd: int32(fd)}}
+	n, err := unix.Poll(fds, 0)
+	return err == nil && n > 0 && fds[0].Revents&(unix.POLLERR|unix.POLLHUP|unix.POLLNVAL) != 0
+}
+
+func (p *pump) remove(s *sink) {
+	for i, other := range p.sinks {
+		if other == s {
+			p.sinks = append(p.sinks[:i:i], p.sinks[i+1:]...)
+			s.f.Close()
+			return
+		}
+	}
+}
+
+// fan gives b to every attached client that has room.
+func (p *pump) fan(b []byte) {
+	for _, s := range p.sinks {
+		if !s.write(b) {
+			p.remove(s) // the slice that range walks is not touched
+		}
+	}
+}
+
+// write reports whether the client is still there.
+func (s *sink) write(b []byte) bool {
+	if s.lost > 0 {
+		i := bytes.IndexByte(b, '\n') + 1
+		note := append(strconv.AppendUint([]byte("\r\n[attach: "), s.lost+uint64(i), 10), " bytes are missing here: the client reads too slowly]\r\n"...)
+		n, alive := s.try(note)
+		if n < len(note) { // a part of it cannot be: it is shorter than PIPE_BUF, so pipes take it whole
+			s.lost += uint64(len(b))
+			return alive
+		}
+		s.lost, b = 0, b[i:]
+	}
+	n, alive := s.try(b)
+	s.lost += uint64(len(b) - n)
+	return alive
+}
+
+func (s *sink) try(b []byte) (n int, alive bool) {
+	alive = true
+	err := s.rc.Control(func(fd uintptr) {
+		for n < len(b) {
+			m, err := unix.Write(int(fd), b[n:])
+			if err == unix.EINTR {
+				continue
+			}
+			if err != nil {
+				alive = err == unix.EAGAIN
+				return
+			}
+			n += m
+		}
+	})
+	return n, alive && err == nil
+}
