@@ -60,7 +60,7 @@ func (c *Client) Release(ctx context.Context, id string) error {
 
 // Signal sends a signal to a container's or exec's first process, by its pidfd; with all also to its
 // descendants and its session, whatever PID namespace they are in. "" is the holder. It is errs.NotFound for
-// an ID that the shim does not have and errs.Conflict for what has ended. Killing all that a container
+// an ID that the shim does not have and for what has ended. Killing all that a container
 // ever started is its cgroup's business.
 func (c *Client) Signal(ctx context.Context, id string, sig int, all bool) error {
 	return c.target(ctx, wire.OpSignal, &wire.Target{ID: id, Signal: sig, All: all})
@@ -217,7 +217,7 @@ func (e *Exec) Wait(ctx context.Context) (ExitStatus, error) {
 	return *e.status, nil
 }
 
-// Kill sends the signal to the process. An ended one is errs.NotFound or errs.Conflict.
+// Kill sends the signal to the process. An ended one is errs.NotFound.
 func (e *Exec) Kill(ctx context.Context, sig int) error {
 	return e.client.Signal(ctx, e.ID, sig, false)
 }

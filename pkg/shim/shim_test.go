@@ -178,7 +178,7 @@ func TestSignalledContainer(t *testing.T) {
 	if st := waitExit(t, c, "c1"); st.ExitCode != 137 || st.Signal != 9 {
 		t.Errorf("state %+v", st)
 	}
-	if err := c.Signal(ctx, "c1", 9, false); !errs.Is(err, errs.Conflict) {
+	if err := c.Signal(ctx, "c1", 9, false); !errs.Is(err, errs.NotFound) {
 		t.Errorf("signal to an exited container: %v", err)
 	}
 	if err := c.Signal(ctx, "nobody", 9, false); !errs.Is(err, errs.NotFound) {

@@ -324,7 +324,7 @@ func (s *server) running(id string) (*launch.Process, error) {
 	case c.proc == nil:
 		return nil, errs.New(errs.Conflict, "container %q is being started", id)
 	case c.state.Exited:
-		return nil, errs.New(errs.Conflict, "container %q has exited", id)
+		return nil, errs.New(errs.NotFound, "container %q has exited", id)
 	}
 	return c.proc, nil
 }
@@ -376,7 +376,7 @@ func (s *server) signal(id string, sig int, all bool) error {
 	}
 	s.mu.Unlock()
 	if errors.Is(err, os.ErrProcessDone) {
-		err = errs.New(errs.Conflict, "signal %d (container or exec %s): its process has ended", sig, id)
+		err = errs.New(errs.NotFound, "signal %d (container or exec %s): its process has ended", sig, id)
 	}
 	if err != nil {
 		return err

@@ -258,7 +258,7 @@ func (s *server) attach(t *wire.Target) (_ *wire.Frame, err error) {
 		return nil, err
 	}
 	if _, err := s.pid(t.ID); err != nil {
-		return nil, err
+		return nil, errs.With(errs.Conflict, err)
 	}
 	var got wire.Attached
 	reply := &wire.Frame{}
