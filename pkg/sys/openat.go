@@ -25,7 +25,7 @@ const Beneath = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS
 // O_CREAT or O_TMPFILE) and RESOLVE_ rules. The caller closes the file. The error is an *os.PathError.
 func OpenAt(dir *os.File, path string, flags int, mode uint32, resolve uint64) (*os.File, error) {
 	how := unix.OpenHow{Flags: uint64(flags) | unix.O_CLOEXEC | unix.O_LARGEFILE, Resolve: resolve}
-	if flags&(unix.O_CREAT|unix.O_TMPFILE) != 0 {
+	if flags&unix.O_CREAT != 0 || flags&unix.O_TMPFILE == unix.O_TMPFILE { // O_TMPFILE has the bit of O_DIRECTORY
 		how.Mode = uint64(mode)
 	}
 	for {
