@@ -128,13 +128,13 @@ func (m *Manager) Leftovers(_ context.Context, live []Pod) ([]string, error) {
 }
 
 // stalePorts returns the ports of the default bridge that are of no live pod. A namespace takes a moment to
-// take its link along, so only those that are still up count.
+// take its link along, so only those that still pass frames count.
 func (m *Manager) stalePorts(alive map[string]bool) ([]string, error) {
 	names := map[string]bool{}
 	for id := range alive {
 		names[plugin.VethName(m.cfg.Suffix, id, IfName)] = true
 	}
-	up, err := m.runner.PortsUp(m.cfg.DefaultNetwork.BridgeName)
+	up, err := m.runner.LivePorts(m.cfg.DefaultNetwork.BridgeName)
 	var left []string
 	for _, name := range up {
 		if !names[name] {

@@ -74,8 +74,8 @@ var podNumber struct {
 
 // holder is a process in a network namespace of its own.
 type holder struct {
-	cmd *exec.Cmd
-	Pod Pod
+	stop func()
+	Pod  Pod
 }
 
 func newPod(t testing.TB, ports ...PortMapping) *holder {
@@ -84,7 +84,7 @@ func newPod(t testing.TB, ports ...PortMapping) *holder {
 	podNumber.n++
 	n := podNumber.n
 	podNumber.Unlock()
-	cmd := exec.Command("unshare", "-n", "sh", "-c", "echo up; exec cat")
+	cmd := exec.Command("unshare", "-n", "sh", "-c", "echo up; read x")
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -100,11 +100,23 @@ func newPod(t testing.TB, ports ...PortMapping) *holder {
 		t.Fatal(err)
 	}
 	var once sync.Once
-	h := &holder{cmd: cmd, Pod: Pod{ID: fmt.Sprintf("%064x", n), Name: fmt.Sprintf("pod%d", n), Namespace: "test", UID: fmt.Sprintf("uid-%d", n),
+	h := &holder{stop: func() { once.Do(func() { in.Close(); cmd.Wait() }) }, Pod: Pod{ID: fmt.Sprintf("%064x", n), Name: fmt.Sprintf("pod%d", n), Namespace: "test", UID: fmt.Sprintf("uid-%d", n),
 		Netns: fmt.Sprintf("/proc/%d/ns/net", cmd.Process.Pid), Ports: ports}}
-	h.cmd.Cancel = nil
-	t.Cleanup(func() { once.Do(func() { in.Close(); cmd.Wait() }) })
+	t.Cleanup(h.stop)
 	return h
+}
+
+// newNamedPod is a network namespace with a name and no process.
+func newNamedPod(t testing.TB, ports ...PortMapping) *holder {
+	t.Helper()
+	podNumber.Lock()
+	podNumber.n++
+	n := podNumber.n
+	podNumber.Unlock()
+	name := fmt.Sprintf("named%d", n)
+	sh(t, "ip", "netns", "add", name)
+	t.Cleanup(func() { sh(t, "ip", "netns", "del", name) })
+	return &holder{stop: func() {}, Pod: Pod{ID: fmt.Sprintf("%064x", n), Name: name, Namespace: "test", UID: name, Netns: "/run/netns/" + name, Ports: ports}}
 }
 
 func (h *holder) run(t testing.TB, args ...string) string {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -53,6 +54,9 @@ func (b bridge) add(ctx context.Context, c *Call) (types.Result, error) {
 	}
 	defer ns.Close()
 	a := &attachment{Runner: b.r, conf: conf, call: c, ns: ns, owner: Owner(c.ContainerID, c.IfName), res: &current.Result{CNIVersion: current.ImplementedSpecVersion}}
+	if err := a.lockedBridge(a.ensureBridge); err != nil {
+		return nil, err
+	}
 	if conf.IPAM.Type != "" {
 		if a.res, err = b.r.ipamAdd(ctx, conf, c); err != nil {
 			return nil, err
@@ -75,7 +79,10 @@ func (r *Runner) ipamAdd(ctx context.Context, conf *bridgeConf, c *Call) (*curre
 		if err != nil {
 			return nil, err
 		}
-		got = res
+		// As if it had been printed: an old version of the protocol cannot say everything.
+		if got, err = res.GetAsVersion(conf.version()); err != nil {
+			return nil, errors.Join(err, r.ipamDel(ctx, conf, c))
+		}
 	} else {
 		out, err := r.delegate(ctx, conf.IPAM.Type, c)
 		if err != nil {
@@ -110,8 +117,10 @@ func (r *Runner) ipamDel(ctx context.Context, conf *bridgeConf, c *Call) error {
 
 func (a *attachment) make() error {
 	a.gws = a.conf.addressing(a.res)
-	if err := a.prepareBridge(); err != nil {
-		return err
+	if len(a.gws) > 0 {
+		if err := a.lockedBridge(a.gateways); err != nil {
+			return err
+		}
 	}
 	if err := a.makeVeth(); err != nil {
 		return err
@@ -197,20 +206,29 @@ func (a *attachment) makeVeth() error {
 }
 
 // staleVeth removes the veth pair of an earlier attempt for the same pod and interface, which the name
-// proves, unless its other end is still in this very namespace under the name that is wanted now.
+// proves, once that was taken off its bridge.
 func (a *attachment) staleVeth(name string) bool {
 	old, err := a.host.LinkByName(name)
-	if err != nil || old.Type() != "veth" || old.Attrs().Flags&net.FlagUp != 0 {
+	if err != nil || old.Type() != "veth" {
+		return false
+	}
+	live, err := a.LivePorts(a.conf.Bridge)
+	if err != nil || slices.Contains(live, name) {
 		return false
 	}
 	return a.host.LinkDel(old) == nil
 }
 
-// waitUp waits until the bridge forwards what the pod's port sends.
+// waitUp waits until the bridge forwards what the pod's port sends, and reads the port's attributes again.
 func (a *attachment) waitUp() error {
-	var err error
-	if a.veth, err = a.linkUp(a.veth.Attrs().Name, a.veth.Attrs().Index, !a.conf.DisableContainerInterface); err != nil {
-		return err
+	name := a.veth.Attrs().Name
+	l, err := linkUp(a.host, a.veth, !a.conf.DisableContainerInterface)
+	if err != nil {
+		return fmt.Errorf("look up %s: %w", name, err)
+	}
+	a.veth = l
+	if !a.conf.DisableContainerInterface && l.Attrs().OperState != netlink.OperUp {
+		return errs.New(errs.Unavailable, "bridge port %s in error state: %s", name, l.Attrs().OperState)
 	}
 	return nil
 }
@@ -231,39 +249,36 @@ func (b bridge) del(ctx context.Context, c *Call) error {
 }
 
 // unplug takes the pod off the bridge. A namespace that lives by its processes is about to die and takes
-// its link along: there the link is set down, which is quick. In one that has a name of its own it is
+// its link along: there the bridge only stops to forward for it, which is quick. In one that has a name of its own it is
 // deleted, which waits for the kernel's grace periods (10 to 25 ms).
 func (b bridge) unplug(c *Call) error {
 	name := VethName(b.r.suffix, c.ContainerID, c.IfName)
-	link := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: name}}
 	if c.Netns == "" || dying(c.Netns) {
-		host, err := b.r.host.LinkByName(name)
-		if err == nil {
-			err = b.r.host.LinkSetDown(host)
-		}
-		if err != nil && !notFound(err) {
-			return fmt.Errorf("set %s down: %w", name, err)
-		}
-		return nil
+		return silencePort(b.r.host, name)
 	}
-	if err := b.r.host.LinkDel(link); err != nil && !notFound(err) {
-		return fmt.Errorf("delete %s: %w", name, err)
+	if err := deleteLink(b.r.host, name); err != nil {
+		return err
 	}
 	// A pair that another implementation of the plugin made has another name on this side.
 	err := inNetns(c.Netns, func(h *netlink.Handle) error {
-		l, err := h.LinkByName(c.IfName)
-		if err == nil {
-			err = h.LinkDel(l)
-		}
-		if err != nil && !notFound(err) {
-			return fmt.Errorf("delete %s in the pod: %w", c.IfName, err)
-		}
-		return nil
+		return deleteLink(h, c.IfName)
 	})
 	if errs.Is(err, errs.NotFound) {
 		return nil
 	}
 	return err
+}
+
+// deleteLink deletes a link by name, if it is there.
+func deleteLink(h *netlink.Handle, name string) error {
+	l, err := h.LinkByName(name)
+	if err == nil {
+		err = h.LinkDel(l)
+	}
+	if err != nil && !notFound(err) {
+		return fmt.Errorf("delete interface %s: %w", name, err)
+	}
+	return nil
 }
 
 // dying says whether the path names the namespace of a process: it lives no longer than that does.

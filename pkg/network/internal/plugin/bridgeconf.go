@@ -84,6 +84,14 @@ func parseBridge(data []byte, args string) (*bridgeConf, error) {
 	return c, nil
 }
 
+// version is the version of the protocol; a configuration without one is of the first.
+func (c *bridgeConf) version() string {
+	if c.CNIVersion == "" {
+		return "0.1.0"
+	}
+	return c.CNIVersion
+}
+
 func (c *bridgeConf) validate() error {
 	switch {
 	case c.Vlan < 0 || c.Vlan > 4094:

@@ -17,13 +17,15 @@ import (
 	"github.com/cri-server/cri-server/pkg/network/internal/nft"
 )
 
-// prepareBridge makes sure that the bridge is there, up, with its addresses, and that the host forwards.
-func (a *attachment) prepareBridge() error {
+// lockedBridge runs a change to the bridge while no other one runs.
+func (a *attachment) lockedBridge(change func() error) error {
 	a.bridges.Lock()
 	defer a.bridges.Unlock()
-	if err := a.ensureBridge(); err != nil {
-		return err
-	}
+	return change()
+}
+
+// gateways gives the bridge its addresses and lets the host forward.
+func (a *attachment) gateways() error {
 	for _, gw := range a.gws {
 		if err := a.ensureAddr(gw); err != nil {
 			return err
@@ -136,7 +138,8 @@ func (a *attachment) configure() error {
 		if err := h.LinkSetUp(link); err != nil {
 			return fmt.Errorf("set %s up: %w", name, err)
 		}
-		return nil
+		_, err := linkUp(h, link, true)
+		return err
 	}
 	a.podSysctls(name)
 	v6, err := a.addAddresses(h, link)
@@ -145,6 +148,9 @@ func (a *attachment) configure() error {
 	}
 	if err := h.LinkSetUp(link); err != nil { // announces the addresses, by arp_notify
 		return fmt.Errorf("set %s up: %w", name, err)
+	}
+	if _, err := linkUp(h, link, true); err != nil { // until then there is no IPv6
+		return fmt.Errorf("look up %s in the pod: %w", name, err)
 	}
 	if v6 {
 		if err := settle(h, link); err != nil {
@@ -228,14 +234,26 @@ func (a *attachment) addRoutes(h *netlink.Handle, link netlink.Link) error {
 const (
 	settleTimeout = 5 * time.Second
 	upTimeout     = 2500 * time.Millisecond
-	pollInterval  = 2 * time.Millisecond
+	firstPoll     = 50 * time.Microsecond // a link is up when a kernel worker has run, in a fraction of a millisecond
+	longestPoll   = 10 * time.Millisecond
 )
+
+// poll sleeps between two looks at the kernel, longer every time.
+type poll time.Duration
+
+func (p *poll) wait() {
+	if *p == 0 {
+		*p = poll(firstPoll)
+	}
+	time.Sleep(time.Duration(*p))
+	*p = min(*p*2, poll(longestPoll))
+}
 
 // settle waits until no IPv6 address of the link is tentative: duplicate address detection, where it is on,
 // takes a second or two.
 func settle(h *netlink.Handle, link netlink.Link) error {
 	deadline := time.Now().Add(settleTimeout)
-	for {
+	for p := poll(0); ; p.wait() {
 		addrs, err := h.AddrList(link, netlink.FAMILY_V6)
 		if err != nil {
 			return fmt.Errorf("list addresses of %s: %w", link.Attrs().Name, err)
@@ -257,25 +275,18 @@ func settle(h *netlink.Handle, link netlink.Link) error {
 			}
 			return errs.New(errs.Timeout, "add addresses to %s: still tentative after %s", link.Attrs().Name, settleTimeout)
 		}
-		time.Sleep(pollInterval)
 	}
 }
 
-// linkUp returns the link, once it is operationally up if that is wanted.
-func (r *Runner) linkUp(name string, index int, wait bool) (netlink.Link, error) {
+// linkUp returns the link as it is once it is operationally up, or after upTimeout. Without wait it returns
+// the link as it is.
+func linkUp(h *netlink.Handle, link netlink.Link, wait bool) (netlink.Link, error) {
 	deadline := time.Now().Add(upTimeout)
-	for {
-		l, err := r.host.LinkByIndex(index)
-		if err != nil {
-			return nil, fmt.Errorf("look up %s: %w", name, err)
+	for p := poll(0); ; p.wait() {
+		l, err := h.LinkByIndex(link.Attrs().Index)
+		if err != nil || !wait || l.Attrs().OperState == netlink.OperUp || time.Now().After(deadline) {
+			return l, err
 		}
-		if !wait || l.Attrs().OperState == netlink.OperUp {
-			return l, nil
-		}
-		if time.Now().After(deadline) {
-			return nil, errs.New(errs.Unavailable, "bridge port %s in error state: %s", name, l.Attrs().OperState)
-		}
-		time.Sleep(pollInterval)
 	}
 }
 
@@ -302,35 +313,12 @@ func (r *Runner) MakeBridge(ctx context.Context, c *Call) error {
 			a.gws = append(a.gws, &net.IPNet{IP: rg.Gateway, Mask: rg.Subnet.Mask})
 		}
 	}
-	r.bridges.Lock()
-	err = a.ensureBridge()
-	r.bridges.Unlock()
-	if err != nil {
-		return err
-	}
-	// Nobody else has this subnet: without detection pods reach the gateway at once.
-	_ = writeSysctl("net/ipv6/conf/"+conf.Bridge+"/accept_dad", "0")
-	return a.prepareBridge()
-}
-
-// PortsUp returns the names of the ports of a bridge that are up. A bridge that is not there has none.
-func (r *Runner) PortsUp(bridge string) ([]string, error) {
-	br, err := r.host.LinkByName(bridge)
-	if notFound(err) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("look up bridge %s: %w", bridge, err)
-	}
-	links, err := r.host.LinkList()
-	if err != nil {
-		return nil, fmt.Errorf("list links: %w", err)
-	}
-	var up []string
-	for _, l := range links {
-		if a := l.Attrs(); a.MasterIndex == br.Attrs().Index && a.Flags&net.FlagUp != 0 {
-			up = append(up, a.Name)
+	return a.lockedBridge(func() error {
+		if err := a.ensureBridge(); err != nil {
+			return err
 		}
-	}
-	return up, nil
+		// Nobody else has this subnet: without detection pods reach the gateway at once.
+		_ = writeSysctl("net/ipv6/conf/"+conf.Bridge+"/accept_dad", "0")
+		return a.gateways()
+	})
 }

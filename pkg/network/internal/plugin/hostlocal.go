@@ -3,6 +3,7 @@ package plugin
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -80,16 +81,25 @@ func (h hostLocal) add(_ context.Context, c *Call) (types.Result, error) {
 	return res, nil
 }
 
+// del needs the directory only, so that a configuration that ADD refused does not keep a pod for ever.
 func (h hostLocal) del(_ context.Context, c *Call) error {
-	conf, store, err := h.open(c)
+	var conf struct {
+		Name string `json:"name"`
+		IPAM struct {
+			DataDir string `json:"dataDir"`
+		} `json:"ipam"`
+	}
+	if err := json.Unmarshal(c.Config, &conf); err != nil {
+		return errs.New(errs.Invalid, "read host-local configuration: %w", err)
+	}
+	store, err := h.r.leases.open(conf.Name, conf.IPAM.DataDir)
 	if err != nil {
-		return err
+		return fmt.Errorf("open leases of network %s: %w", conf.Name, err)
 	}
-	var all []error
-	for i, ranges := range conf.Ranges {
-		all = append(all, allocator.NewIPAllocator(&ranges, store, i).Release(c.ContainerID, c.IfName))
+	if err := store.Lock(); err != nil {
+		return errors.Join(err, store.Unlock())
 	}
-	return errors.Join(all...)
+	return errors.Join(store.ReleaseByID(c.ContainerID, c.IfName), store.Unlock())
 }
 
 func (h hostLocal) check(_ context.Context, c *Call) error {
