@@ -160,7 +160,7 @@ func (m *machine) running(id string) bool {
 }
 
 // Spawn and the rest are Shims.
-func (m *machine) Spawn(_ context.Context, podID, dir string) (Shim, error) {
+func (m *machine) Spawn(_ context.Context, podID, dir string, _ bool) (Shim, error) {
 	if err := m.call("spawn"); err != nil {
 		return nil, err
 	}

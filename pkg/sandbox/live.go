@@ -256,15 +256,16 @@ func (m *Manager) shimOf(podID string) (Shim, error) {
 
 // watch follows a shim until its connection ends.
 func (m *Manager) watch(podID string, shim Shim) {
+	lp := m.live.pod(podID)
 	m.goDo(func() {
 		for {
 			select {
 			case ev, ok := <-shim.Events():
 				if !ok {
-					m.disconnected(podID, shim)
+					m.disconnected(podID, lp, shim)
 					return
 				}
-				m.onEvent(podID, ev)
+				m.onEvent(podID, lp, ev)
 			case <-m.ctx.Done():
 				return
 			}
@@ -274,9 +275,9 @@ func (m *Manager) watch(podID string, shim Shim) {
 
 const holderDied = "the process that holds its namespaces has died"
 
-func (m *Manager) onEvent(podID string, ev ShimEvent) {
+func (m *Manager) onEvent(podID string, lp *livePod, ev ShimEvent) {
 	if ev.ID == HolderID {
-		if lp := m.live.pod(podID); !lp.isStopping() {
+		if !lp.isStopping() {
 			lp.setLost()
 			m.podLost(podID, holderDied)
 		}
@@ -334,8 +335,7 @@ func (m *Manager) afterExit(id string) {
 }
 
 // disconnected handles the end of a connection that nobody asked for.
-func (m *Manager) disconnected(podID string, shim Shim) {
-	lp := m.live.pod(podID)
+func (m *Manager) disconnected(podID string, lp *livePod, shim Shim) {
 	if m.ctx.Err() != nil || lp.isStopping() {
 		return
 	}
@@ -348,7 +348,7 @@ func (m *Manager) disconnected(podID string, shim Shim) {
 			lp.set(again, 0)
 			_ = shim.Close()
 			m.watch(podID, again)
-			m.resync(ctx, podID, again)
+			m.resync(ctx, podID, lp, again)
 			return
 		}
 	}
@@ -358,14 +358,14 @@ func (m *Manager) disconnected(podID string, shim Shim) {
 }
 
 // resync learns what happened while no connection stood.
-func (m *Manager) resync(ctx context.Context, podID string, shim Shim) {
+func (m *Manager) resync(ctx context.Context, podID string, lp *livePod, shim Shim) {
 	states, err := shim.States(ctx)
 	if err != nil {
 		return // the connection broke again, and whoever watches it sees that
 	}
 	for _, st := range states {
 		if st.Exited {
-			m.onEvent(podID, ShimEvent{ID: st.ID, Exit: st.Exit})
+			m.onEvent(podID, lp, ShimEvent{ID: st.ID, Exit: st.Exit})
 		}
 	}
 }

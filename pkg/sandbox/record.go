@@ -48,6 +48,10 @@ func (r *podRecord) hostNetwork() bool {
 	return namespaceOptions(r.Config.M).GetNetwork() == cri.NamespaceMode_NODE
 }
 
+func (r *podRecord) hostIPC() bool {
+	return namespaceOptions(r.Config.M).GetIpc() == cri.NamespaceMode_NODE
+}
+
 func namespaceOptions(c *cri.PodSandboxConfig) *cri.NamespaceOption {
 	return c.GetLinux().GetSecurityContext().GetNamespaceOptions()
 }

@@ -168,7 +168,7 @@ func (j *runJob) inheritMade() {
 }
 
 func (j *runJob) spawn(ctx context.Context) error {
-	shim, err := j.m.shims.Spawn(ctx, j.rec.ID, j.m.dirs.run(j.rec.ID))
+	shim, err := j.m.shims.Spawn(ctx, j.rec.ID, j.m.dirs.run(j.rec.ID), !j.rec.hostIPC())
 	if err != nil {
 		return fmt.Errorf("start its shim: %w", err)
 	}
@@ -194,7 +194,7 @@ const (
 func (m *Manager) podFiles(pod *podRecord) oci.PodFiles {
 	run := m.dirs.run(pod.ID)
 	return oci.PodFiles{
-		Shm:        m.shims.Shm(run, namespaceOptions(pod.Config.M).GetIpc() == cri.NamespaceMode_NODE),
+		Shm:        m.shims.Shm(run, pod.hostIPC()),
 		Hosts:      filepath.Join(run, fileHosts),
 		Hostname:   filepath.Join(run, fileHostname),
 		ResolvConf: filepath.Join(run, fileResolvConf),

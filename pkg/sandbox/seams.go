@@ -49,8 +49,9 @@ type Networks interface {
 // Shims is the machine below the pods: cgroups, and a process per pod that launches and keeps programs.
 // Paths of cgroups are relative to the mount point of every hierarchy. Package host has the real one.
 type Shims interface {
-	// Spawn starts the shim of a pod and connects to it. dir is the pod's run directory, which exists.
-	Spawn(ctx context.Context, podID, dir string) (Shim, error)
+	// Spawn starts the shim of a pod and connects to it. dir is the pod's run directory, which exists; shm asks for a
+	// /dev/shm of the pod's own.
+	Spawn(ctx context.Context, podID, dir string, shm bool) (Shim, error)
 	// Dial connects to the shim that lives at dir; errs.NotFound when none does.
 	Dial(ctx context.Context, podID, dir string) (Shim, error)
 	// ExitRecord reads what a shim wrote about the end of a container into its run directory, if it did.
@@ -144,6 +145,7 @@ type StartRequest struct {
 	ID, PodID  string
 	HolderPid  int
 	Spec       *specs.Spec
+	HostIPC    bool             // /dev/shm is the host's
 	Rootfs     *os.File         // detached mount
 	Mounts     map[int]*os.File // index in Spec.Mounts -> detached tree
 	CgroupPath string           // made and limited
