@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -52,6 +53,7 @@ func Container(ctx context.Context, in *ContainerInput) (*ContainerOutput, error
 }
 
 func newTranslation(in *ContainerInput) *translation {
+	in = in.withDefaults()
 	spec := &specs.Spec{
 		Version: specs.Version,
 		Process: &specs.Process{Cwd: "/"},
@@ -63,6 +65,21 @@ func newTranslation(in *ContainerInput) *translation {
 		sc = &cri.LinuxContainerSecurityContext{}
 	}
 	return &translation{ContainerInput: in, sc: sc, spec: spec, out: &ContainerOutput{Spec: spec}, pod: factsOf(in.Pod)}
+}
+
+// withDefaults fills in what a caller left nil, in a copy.
+func (in *ContainerInput) withDefaults() *ContainerInput {
+	c := *in
+	if c.Image == nil {
+		c.Image = &ocispec.ImageConfig{}
+	}
+	if c.Defaults == nil {
+		c.Defaults = NewDefaults()
+	}
+	if c.Host == nil {
+		c.Host = ProbeHost()
+	}
+	return &c
 }
 
 // checkConfig refuses what no step would look at.

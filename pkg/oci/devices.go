@@ -17,10 +17,12 @@ import (
 
 // defaultDeviceRules let every container use the devices the runtime-spec promises it, its terminals, and
 // make any node (which it cannot open).
-var defaultDeviceRules = []specs.LinuxDeviceCgroup{
-	rule("c", -1, -1, "m"), rule("b", -1, -1, "m"),
-	rule("c", 1, 3, "rwm"), rule("c", 1, 5, "rwm"), rule("c", 1, 7, "rwm"), rule("c", 1, 8, "rwm"), rule("c", 1, 9, "rwm"), // null zero full random urandom
-	rule("c", 5, 0, "rwm"), rule("c", 5, 1, "rwm"), rule("c", 5, 2, "rwm"), rule("c", 136, -1, "rwm"), // tty console ptmx pts
+func defaultDeviceRules() []specs.LinuxDeviceCgroup {
+	return []specs.LinuxDeviceCgroup{
+		rule("c", -1, -1, "m"), rule("b", -1, -1, "m"),
+		rule("c", 1, 3, "rwm"), rule("c", 1, 5, "rwm"), rule("c", 1, 7, "rwm"), rule("c", 1, 8, "rwm"), rule("c", 1, 9, "rwm"), // null zero full random urandom
+		rule("c", 5, 0, "rwm"), rule("c", 5, 1, "rwm"), rule("c", 5, 2, "rwm"), rule("c", 136, -1, "rwm"), // tty console ptmx pts
+	}
 }
 
 // rule allows access to a device; -1 is any number.
@@ -42,7 +44,7 @@ func (t *translation) devices() error {
 	if privileged {
 		res.Devices = []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}
 	} else {
-		res.Devices = append([]specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}, defaultDeviceRules...)
+		res.Devices = append([]specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}, defaultDeviceRules()...)
 	}
 	if privileged && !t.Defaults.PrivilegedWithoutHostDevices {
 		found, err := walkDevices("/dev", "/dev")

@@ -181,7 +181,7 @@ func TestGoldenBundles(t *testing.T) {
 
 // everything sets each field whose translation does not depend on the machine the test runs on.
 func everything(in *ContainerInput) {
-	in.Config.Command, in.Config.Args, in.Config.WorkingDir, in.Config.Tty = []string{"/bin/prog"}, []string{"-v"}, "/work", true
+	in.Config.Command, in.Config.Args, in.Config.WorkingDir, in.Config.Tty = []string{"/bin/prog"}, []string{"-v"}, "/job", true
 	in.Config.Envs = []*cri.KeyValue{{Key: "A", Value: []byte("request")}, {Key: "C", Value: []byte("x=y")}}
 	in.Config.Mounts = []*cri.Mount{
 		{HostPath: "/proc", ContainerPath: "/host/proc", Readonly: true, MountOptions: []string{"noexec"}},

@@ -27,7 +27,7 @@ type ContainerInput struct {
 	ID     string
 	Config *cri.ContainerConfig
 	Pod    *cri.PodSandboxConfig // as the pod was made
-	Image  *ocispec.ImageConfig  // hostile data
+	Image  *ocispec.ImageConfig  // hostile data; nil is an empty one
 	Rootfs *os.File              // root of the root filesystem, for the account files; any O_PATH directory does
 
 	CgroupsPath string // of the container, below every hierarchy's mount point; its leaf ends in the ID
