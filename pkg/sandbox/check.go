@@ -150,6 +150,11 @@ func (m *Manager) auditImages(ctx context.Context, s *snapshot) ([]Problem, erro
 			out = append(out, Problem{"record", "container " + id, "it has no root filesystem"})
 		}
 	}
+	for _, id := range m.images.Owners() {
+		if s.containers[id] == nil {
+			out = append(out, Problem{"blob", "image volumes of " + id, "no such container"})
+		}
+	}
 	torn, cerr := m.images.Check(ctx, false)
 	for _, t := range torn {
 		out = append(out, Problem{"blob", t, "the image store does not bear out its records"})

@@ -237,13 +237,16 @@ func (j *createJob) mountVolumes(ctx context.Context) error {
 	return nil
 }
 
-// volumeFailed is the prefix by which a kubelet knows an error of an image volume, in the whole message.
-const volumeFailed = "ImageVolumeMountFailed"
-
-// volumeFailure keeps the prefix at the front of whatever wraps it.
+// volumeFailure is an error of an image volume. A kubelet knows it by the word that the whole message begins with.
 type volumeFailure struct{ err error }
 
-func (e *volumeFailure) Error() string { return volumeFailed + ": " + e.err.Error() }
+func (e *volumeFailure) Error() string {
+	if text := e.err.Error(); strings.HasPrefix(text, image.VolumeFailed) {
+		return text
+	}
+	return image.VolumeFailed + ": " + e.err.Error()
+}
+
 func (e *volumeFailure) Unwrap() error { return e.err }
 
 func volumeError(err error) error { return &volumeFailure{err} }

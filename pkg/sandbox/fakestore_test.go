@@ -68,10 +68,21 @@ func (i images) MountImage(_ context.Context, owner, _, _ string, _ *os.File) (*
 	return os.Open(i.machine.rootfs)
 }
 
-func (i images) ReleaseImage(owner string) {
+func (i images) ReleaseImage(owner string) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	delete(i.holds, owner)
+	return nil
+}
+
+func (i images) Owners() []string {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	var out []string
+	for id := range i.holds {
+		out = append(out, id)
+	}
+	return out
 }
 
 func (i images) Check(context.Context, bool) ([]string, error) { return nil, nil }

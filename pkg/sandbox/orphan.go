@@ -68,8 +68,7 @@ func (m *Manager) sweepContainer(ctx context.Context, podID, id string) error {
 	if shim, _ := m.live.pod(podID).get(); shim != nil {
 		_ = shim.Forget(ctx, id) // it forgets once it has seen the end
 	}
-	m.images.ReleaseImage(id)
-	return errors.Join(m.images.RemoveRootfs(ctx, id), m.discard(m.dirs.stateTrash(), m.dirs.bundle(podID, id)))
+	return errors.Join(m.images.ReleaseImage(id), m.images.RemoveRootfs(ctx, id), m.discard(m.dirs.stateTrash(), m.dirs.bundle(podID, id)))
 }
 
 // bundleCgroup is the cgroup that a bundle names, "" where there is no bundle.

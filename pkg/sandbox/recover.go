@@ -328,6 +328,11 @@ func (m *Manager) planOrphans(p *Plan) error {
 			p.add("sweep", "root filesystem "+id, "no container has it", func(ctx context.Context) error { return m.images.RemoveRootfs(ctx, id) })
 		}
 	}
+	for _, id := range m.images.Owners() {
+		if p.found.containers[id] == nil {
+			p.add("sweep", "image volumes of "+id, "no such container", func(context.Context) error { return m.images.ReleaseImage(id) })
+		}
+	}
 	return nil
 }
 

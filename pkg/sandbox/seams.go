@@ -30,7 +30,9 @@ type Images interface {
 	// MountImage returns a read-only detached tree of an image (below subPath) and keeps the image for owner.
 	MountImage(ctx context.Context, owner, imageID, subPath string, userns *os.File) (*os.File, error)
 	// ReleaseImage drops everything owner keeps; an unknown owner is no error.
-	ReleaseImage(owner string)
+	ReleaseImage(owner string) error
+	// Owners lists who keeps images.
+	Owners() []string
 	// Check audits the store, with deep re-hashing its content.
 	Check(ctx context.Context, deep bool) ([]string, error)
 }

@@ -299,8 +299,7 @@ func (t *containerTeardown) intent(context.Context) error {
 }
 
 func (t *containerTeardown) rootfs(ctx context.Context) error {
-	t.m.images.ReleaseImage(t.id)
-	return t.m.images.RemoveRootfs(ctx, t.id)
+	return errors.Join(t.m.images.ReleaseImage(t.id), t.m.images.RemoveRootfs(ctx, t.id))
 }
 
 func (t *containerTeardown) files(context.Context) error {
