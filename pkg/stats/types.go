@@ -46,12 +46,6 @@ type Container struct {
 // Running reports whether there is a process to measure.
 func (c *Container) Running() bool { return c.Pid != 0 }
 
-// Source lists what is there now. Both calls take no lock that a sample could wait for.
-type Source interface {
-	StatsPods() []Pod
-	StatsContainers() []Container
-}
-
 // Cgroups measures one cgroup by its path below the hierarchies' mount points. A group that does not exist
 // is an error of kind NotFound.
 type Cgroups interface {
@@ -94,7 +88,7 @@ type Memory struct {
 	Swap                        uint64
 	PageFaults, MajorPageFaults uint64
 	Failures                    uint64 // how often the limit was hit
-	Limit, SoftLimit, SwapLimit uint64 // SwapLimit is of swap alone
+	Limit, SwapLimit            uint64 // SwapLimit is of swap alone
 }
 
 // Pids are tasks: threads, as the controller counts them. Limit may be Unlimited.
