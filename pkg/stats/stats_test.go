@@ -93,11 +93,11 @@ func newMachine(t *testing.T) (*machine, *Collector) {
 			Parent: parent, Holder: parent + "/p1", HolderPid: 70, CreatedAt: start,
 		},
 		containers: []Container{{
-			ID: "c1", PodID: "p1", Metadata: &cri.ContainerMetadata{Name: "main"}, Labels: map[string]string{"tier": "x"},
-			Image: "docker.io/library/web:1", Cgroup: parent + "/c1", Pid: 71, CreatedAt: start, StartedAt: start,
+			ID: "c1", Metadata: &cri.ContainerMetadata{Name: "main"}, Labels: map[string]string{"tier": "x"},
+			Image: "docker.io/library/web:1", Cgroup: parent + "/c1", Pid: 71, StartedAt: start,
 			Resources: &cri.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 20000, CpuShares: 512},
 		}, {
-			ID: "c2", PodID: "p1", Metadata: &cri.ContainerMetadata{Name: "done"}, CreatedAt: start,
+			ID: "c2", Metadata: &cri.ContainerMetadata{Name: "done"},
 		}},
 		groups: map[string]*Usage{
 			parent + "/c1": usage(5), parent + "/p1": usage(1), parent: usage(7),

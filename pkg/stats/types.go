@@ -31,14 +31,13 @@ type Pod struct {
 
 // Container is what statistics need to know of a container.
 type Container struct {
-	ID, PodID   string
+	ID          string
 	Metadata    *cri.ContainerMetadata
 	Labels      map[string]string
 	Annotations map[string]string
 	Image       string // as a person knows it
 	Cgroup      string // below every hierarchy's mount point
 	Pid         int    // 0 when not running
-	CreatedAt   time.Time
 	StartedAt   time.Time
 	Resources   *cri.LinuxContainerResources // as applied last; may be nil
 }
