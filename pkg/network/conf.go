@@ -17,7 +17,6 @@ import (
 	"github.com/containernetworking/cni/pkg/version"
 
 	"github.com/cri-server/cri-server/pkg/errs"
-	"github.com/cri-server/cri-server/pkg/network/internal/plugin"
 )
 
 // Reasons of a network that is not ready, for the node's condition.
@@ -229,7 +228,7 @@ func (m *Manager) Status(ctx context.Context) Status {
 func (m *Manager) probeList(ctx context.Context, list *libcni.NetworkConfigList) error {
 	for _, p := range list.Plugins {
 		types := []string{p.Network.Type}
-		if ipam := plugin.IPAM(p.Bytes); ipam != "" {
+		if ipam := plugin0IPAM(p); ipam != "" {
 			types = append(types, ipam)
 		}
 		for i, typ := range types {
@@ -244,8 +243,8 @@ func (m *Manager) probeList(ctx context.Context, list *libcni.NetworkConfigList)
 	if !m.execs(list) {
 		return nil // those in process have nothing to say
 	}
-	m.probing.Lock()
-	defer m.probing.Unlock()
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if m.probe.list == list && time.Since(m.probe.at) < statusEvery {
 		return m.probe.err
 	}

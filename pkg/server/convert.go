@@ -1,14 +1,13 @@
 package server
 
 import (
-	"strconv"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/cri-server/cri-server/pkg/oci"
 	"github.com/cri-server/cri-server/pkg/sandbox"
 )
 
@@ -120,7 +119,7 @@ func (s *Server) containerStatus(c *sandbox.Container) *cri.ContainerStatus {
 		ExitCode: c.ExitCode, Reason: c.Reason, Message: strings.ToValidUTF8(c.Message, "\uFFFD"),
 		Image: spec, ImageRef: c.ImageRef, ImageId: c.ImageID,
 		Labels: c.Config.GetLabels(), Annotations: c.Config.GetAnnotations(),
-		Mounts: c.Mounts, LogPath: c.LogPath, User: c.User, StopSignal: stopSignal(c.StopSignal),
+		Mounts: c.Mounts, LogPath: c.LogPath, User: c.User, StopSignal: oci.SignalEnum(c.StopSignal),
 		Resources: &cri.ContainerResources{Linux: c.Resources},
 	}
 }
@@ -133,31 +132,4 @@ func containerInfo(c *sandbox.Container) map[string]any {
 		CgroupPath string               `json:"cgroupPath,omitempty"`
 		Config     *cri.ContainerConfig `json:"config"`
 	}{c.PodID, c.Pid, c.CgroupPath, c.Config}}
-}
-
-// stopSignal finds the CRI's name of a signal ("SIGTERM", "TERM", "15", "SIGRTMIN+3"); unknown ones are
-// SIGNAL_RUNTIME_DEFAULT.
-func stopSignal(name string) cri.Signal {
-	name = strings.ToUpper(name)
-	if n, err := strconv.Atoi(name); err == nil {
-		name = signalName(n)
-	}
-	name = strings.NewReplacer("+", "PLUS", "-", "MINUS").Replace(strings.TrimPrefix(name, "SIG"))
-	return cri.Signal(cri.Signal_value["SIGNAL_SIG"+name])
-}
-
-// signalName names a signal by its number; those from 34 up are the C library's real-time ones.
-func signalName(n int) string {
-	const rtMin, rtMax = 34, 64
-	switch {
-	case n == rtMin:
-		return "SIGRTMIN"
-	case n > rtMin && n <= rtMin+15:
-		return "SIGRTMIN+" + strconv.Itoa(n-rtMin)
-	case n == rtMax:
-		return "SIGRTMAX"
-	case n > rtMin && n < rtMax:
-		return "SIGRTMAX-" + strconv.Itoa(rtMax-n)
-	}
-	return unix.SignalName(unix.Signal(n))
 }

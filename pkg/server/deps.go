@@ -52,14 +52,16 @@ type Networks interface {
 	Status(ctx context.Context) network.Status
 }
 
-// Stats samples pods and containers. A pod or container that is gone by the time it is looked at is
-// errs.NotFound.
+// Stats measures pods and containers. Identifiers and those of filters are full ones; an unknown one is
+// errs.NotFound from Container and Pod, and lets nothing through in a filter.
 type Stats interface {
-	Container(ctx context.Context, c *sandbox.Container) (*cri.ContainerStats, error)
-	Pod(ctx context.Context, p *sandbox.Pod, containers []*sandbox.Container) (*cri.PodSandboxStats, error)
-	// Descriptors is the same for the life of the process; PodMetrics uses no other names.
+	Container(id string) (*cri.ContainerStats, error)
+	Containers(filter *cri.ContainerStatsFilter) ([]*cri.ContainerStats, error) // the running ones
+	Pod(id string) (*cri.PodSandboxStats, error)
+	Pods(filter *cri.PodSandboxStatsFilter) ([]*cri.PodSandboxStats, error) // the ready ones
+	Metrics() ([]*cri.PodSandboxMetrics, error)                             // of the ready ones
+	// Descriptors is the same for the life of the process; Metrics uses no other names.
 	Descriptors() []*cri.MetricDescriptor
-	PodMetrics(ctx context.Context, p *sandbox.Pod, containers []*sandbox.Container) (*cri.PodSandboxMetrics, error)
 }
 
 // Streams hands out the one-time URLs of pkg/stream.

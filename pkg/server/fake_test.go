@@ -142,19 +142,34 @@ func (f fakeImages) FsUsage(context.Context) (i, c image.Usage, e error) {
 
 type fakeStats struct{ *fake }
 
-func (f fakeStats) Container(_ context.Context, c *sandbox.Container) (*cri.ContainerStats, error) {
-	if c.Pid == 0 {
-		return nil, errs.New(errs.NotFound, "cgroup of %s: gone", c.ID)
-	}
-	return &cri.ContainerStats{Attributes: &cri.ContainerAttributes{Id: c.ID}}, nil
+func (f fakeStats) Container(id string) (*cri.ContainerStats, error) {
+	return &cri.ContainerStats{Attributes: &cri.ContainerAttributes{Id: id}}, nil
 }
-func (f fakeStats) Pod(_ context.Context, p *sandbox.Pod, cs []*sandbox.Container) (*cri.PodSandboxStats, error) {
-	return &cri.PodSandboxStats{Attributes: &cri.PodSandboxAttributes{Id: p.ID}, Linux: &cri.LinuxPodSandboxStats{
-		Containers: make([]*cri.ContainerStats, len(cs))[:0]}}, nil
+func (f fakeStats) Containers(flt *cri.ContainerStatsFilter) (out []*cri.ContainerStats, _ error) {
+	for _, c := range f.containers {
+		if c.State() == sandbox.Running && (flt.GetId() == "" || flt.GetId() == c.ID) && (flt.GetPodSandboxId() == "" || flt.GetPodSandboxId() == c.PodID) && hasLabels(c.Config.GetLabels(), flt.GetLabelSelector()) {
+			out = append(out, &cri.ContainerStats{Attributes: &cri.ContainerAttributes{Id: c.ID}})
+		}
+	}
+	return out, nil
+}
+func (f fakeStats) Pod(id string) (*cri.PodSandboxStats, error) {
+	return &cri.PodSandboxStats{Attributes: &cri.PodSandboxAttributes{Id: id}}, nil
+}
+func (f fakeStats) Pods(flt *cri.PodSandboxStatsFilter) (out []*cri.PodSandboxStats, _ error) {
+	for _, p := range f.pods {
+		if p.Ready && (flt.GetId() == "" || flt.GetId() == p.ID) && hasLabels(p.Config.GetLabels(), flt.GetLabelSelector()) {
+			out = append(out, &cri.PodSandboxStats{Attributes: &cri.PodSandboxAttributes{Id: p.ID}})
+		}
+	}
+	return out, nil
 }
 func (f fakeStats) Descriptors() []*cri.MetricDescriptor { return []*cri.MetricDescriptor{{Name: "m"}} }
-func (f fakeStats) PodMetrics(_ context.Context, p *sandbox.Pod, _ []*sandbox.Container) (*cri.PodSandboxMetrics, error) {
-	return &cri.PodSandboxMetrics{PodSandboxId: p.ID}, nil
+func (f fakeStats) Metrics() (out []*cri.PodSandboxMetrics, _ error) {
+	for _, p := range f.pods {
+		out = append(out, &cri.PodSandboxMetrics{PodSandboxId: p.ID})
+	}
+	return out, nil
 }
 
 type client struct {

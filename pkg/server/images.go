@@ -3,13 +3,13 @@ package server
 import (
 	"context"
 	"fmt"
-	"strconv"
 	"strings"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cri-server/cri-server/pkg/errs"
 	"github.com/cri-server/cri-server/pkg/image"
+	"github.com/cri-server/cri-server/pkg/oci"
 )
 
 // ListImages lists the images, or the one that the filter names.
@@ -128,25 +128,12 @@ func pullAuth(a *cri.AuthConfig) *image.Auth {
 }
 
 func imageItem(img *image.Image) *cri.Image {
-	uid, username := imageUser(img.Config.User)
+	uid, username := oci.ImageUser(img.Config.User)
+	username = strings.ToValidUTF8(username, "\uFFFD") // hostile bytes must not break the encoding of a whole list
 	return &cri.Image{
 		Id: img.ID, RepoTags: img.RepoTags, RepoDigests: img.RepoDigests, Size: img.Size,
 		Uid: uid, Username: username, Spec: &cri.ImageSpec{Image: img.ID}, Pinned: img.Pinned,
 	}
-}
-
-// imageUser splits USER of an image into the uid or the name that it begins with: one of them, or none. A
-// number that is no uid counts as a name, so that a kubelet that wants a non-root user refuses it.
-func imageUser(user string) (*cri.Int64Value, string) {
-	user, _, _ = strings.Cut(user, ":")
-	if user == "" {
-		return nil, ""
-	}
-	const nobody = 1<<32 - 1 // (uid_t)-1: "no change" to the kernel
-	if n, err := strconv.ParseUint(user, 10, 32); err == nil && n != nobody {
-		return &cri.Int64Value{Value: int64(n)}, ""
-	}
-	return nil, strings.ToValidUTF8(user, "\uFFFD") // hostile bytes must not break the encoding of a whole list
 }
 
 // imageInfo is the verbose part of an image's status.

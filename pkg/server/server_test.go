@@ -343,17 +343,6 @@ func TestStatuses(t *testing.T) {
 	}
 }
 
-func TestStopSignal(t *testing.T) {
-	for in, want := range map[string]cri.Signal{
-		"": 0, "SIGTERM": cri.Signal_SIGNAL_SIGTERM, "term": cri.Signal_SIGNAL_SIGTERM, "15": cri.Signal_SIGNAL_SIGTERM, "37": cri.Signal_SIGNAL_SIGRTMINPLUS3,
-		"SIGRTMAX-14": cri.Signal_SIGNAL_SIGRTMAXMINUS14, "64": cri.Signal_SIGNAL_SIGRTMAX, "SIGNONE": 0, "SIGWINCH": cri.Signal_SIGNAL_SIGWINCH,
-	} {
-		if got := stopSignal(in); got != want {
-			t.Errorf("%q: got %v, want %v", in, got, want)
-		}
-	}
-}
-
 func TestImages(t *testing.T) {
 	f := &fake{images: []*image.Image{{ID: "sha256:1", RepoTags: []string{"r:1", "s:2"}, Size: 9}, {ID: "sha256:2", RepoTags: []string{"t:1"}}}}
 	f.images[1].Config.User = "\xff"
@@ -385,20 +374,6 @@ func TestImages(t *testing.T) {
 	fs, err := c.ImageFsInfo(t.Context(), &cri.ImageFsInfoRequest{})
 	if err != nil || fs.ImageFilesystems[0].UsedBytes.Value != 1 || fs.ContainerFilesystems[0].InodesUsed.Value != 4 || fs.ImageFilesystems[0].Timestamp == 0 {
 		t.Errorf("fs info: %v, %v", fs, err)
-	}
-}
-
-func TestImageUser(t *testing.T) {
-	for user, want := range map[string]string{"": "nil ", "1002": "1002 ", "www-data": "nil www-data", "1003:1004": "1003 ", "www-data:1004": "nil www-data",
-		"4294967296": "nil 4294967296", "4294967295": "nil 4294967295", "-1": "nil -1", "0": "0 "} {
-		uid, name := imageUser(user)
-		got := "nil"
-		if uid != nil {
-			got = fmt.Sprint(uid.Value)
-		}
-		if got+" "+name != want {
-			t.Errorf("%q: got %q, want %q", user, got+" "+name, want)
-		}
 	}
 }
 

@@ -3,6 +3,7 @@ package stats
 import (
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -17,14 +18,94 @@ type sample struct {
 	usage *Usage // nil when it does not run
 }
 
-// Container answers ContainerStats: one that does not run has the size of its writable layer only. One
-// that ended meanwhile is NotFound.
-func (c *Collector) Container(ctr *Container) (*cri.ContainerStats, error) {
-	s, err := c.sample(ctr)
-	if err != nil {
-		return nil, err
+// Container answers ContainerStats for an ID, running or not. NotFound when there is none.
+func (c *Collector) Container(id string) (*cri.ContainerStats, error) {
+	for _, ctr := range c.Source.StatsContainers() {
+		if ctr.ID == id {
+			s, err := c.sample(&ctr)
+			if err != nil && !errs.Is(err, errs.NotFound) {
+				return nil, err
+			}
+			return c.containerStats(s), nil
+		}
 	}
-	return c.containerStats(s), nil
+	return nil, errs.New(errs.NotFound, "container %s: not found", id)
+}
+
+// Containers answers ListContainerStats: running containers, in the source's order.
+func (c *Collector) Containers(filter *cri.ContainerStatsFilter) ([]*cri.ContainerStats, error) {
+	all := c.Source.StatsContainers()
+	c.forget(all)
+	var out []*cri.ContainerStats
+	for i := range all {
+		ctr := &all[i]
+		if !ctr.Running() || !matches(filter.GetId(), ctr.ID) || !matches(filter.GetPodSandboxId(), ctr.PodID) || !selects(filter.GetLabelSelector(), ctr.Labels) {
+			continue
+		}
+		s, err := c.sample(ctr)
+		if errs.Is(err, errs.NotFound) {
+			continue // ended meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, c.containerStats(s))
+	}
+	return out, nil
+}
+
+// Pod answers PodSandboxStats. NotFound when there is none.
+func (c *Collector) Pod(id string) (*cri.PodSandboxStats, error) {
+	for _, p := range c.Source.StatsPods() {
+		if p.ID == id {
+			return c.podStats(&p)
+		}
+	}
+	return nil, errs.New(errs.NotFound, "pod sandbox %s: not found", id)
+}
+
+// Pods answers ListPodSandboxStats: pods that have a holder, in the source's order.
+func (c *Collector) Pods(filter *cri.PodSandboxStatsFilter) ([]*cri.PodSandboxStats, error) {
+	c.forget(c.Source.StatsContainers())
+	var out []*cri.PodSandboxStats
+	for _, p := range c.Source.StatsPods() {
+		if p.HolderPid == 0 || !matches(filter.GetId(), p.ID) || !selects(filter.GetLabelSelector(), p.Labels) {
+			continue
+		}
+		s, err := c.podStats(&p)
+		if errs.Is(err, errs.NotFound) {
+			continue // stopped meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, s)
+	}
+	return out, nil
+}
+
+// matches compares with a filter's ID, which crictl shortens.
+func matches(want, id string) bool { return strings.HasPrefix(id, want) }
+
+func selects(selector, labels map[string]string) bool {
+	for k, v := range selector {
+		if have, ok := labels[k]; !ok || have != v {
+			return false
+		}
+	}
+	return true
+}
+
+// forget drops what is remembered of objects that are gone.
+func (c *Collector) forget(containers []Container) {
+	live := make(map[string]bool, 2*len(containers))
+	for i := range containers {
+		live[containers[i].ID] = true
+	}
+	for _, p := range c.Source.StatsPods() {
+		live[p.ID] = true
+	}
+	c.prune(live)
 }
 
 // sample measures a container. Its usage is nil when it does not run.
@@ -48,7 +129,7 @@ func (c *Collector) containerStats(s *sample) *cri.ContainerStats {
 		out.Cpu = c.cpu(s.c.ID, s.c.StartedAt, s.at, u)
 		out.Memory = memory(s.at, u)
 		out.Swap = swap(s.at, u)
-		out.Io = ioUsage(s.at, u)
+		out.Io = io(s.at, u)
 	}
 	if u, at, ok := c.layer(s.c.ID); ok {
 		out.WritableLayer = &cri.FilesystemUsage{
@@ -59,16 +140,14 @@ func (c *Collector) containerStats(s *sample) *cri.ContainerStats {
 	return out
 }
 
-// Pod answers PodSandboxStats for a pod and the running ones of its containers; without a holder it has
-// attributes only. A pod that was stopped meanwhile is NotFound.
-func (c *Collector) Pod(p *Pod, containers []Container) (*cri.PodSandboxStats, error) {
+func (c *Collector) podStats(p *Pod) (*cri.PodSandboxStats, error) {
 	out := &cri.PodSandboxStats{
 		Attributes: &cri.PodSandboxAttributes{
 			Id: p.ID, Metadata: p.Metadata, Labels: maps.Clone(p.Labels), Annotations: maps.Clone(p.Annotations),
 		},
 		Linux: &cri.LinuxPodSandboxStats{},
 	}
-	samples, err := c.podSamples(containers)
+	samples, err := c.podSamples(p.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -85,22 +164,23 @@ func (c *Collector) Pod(p *Pod, containers []Container) (*cri.PodSandboxStats, e
 	}
 	out.Linux.Cpu = c.cpu(p.ID, p.CreatedAt, at, u)
 	out.Linux.Memory = memory(at, u)
-	out.Linux.Io = ioUsage(at, u)
-	out.Linux.Process = &cri.ProcessUsage{Timestamp: at.UnixNano(), ProcessCount: value(c.processCount(samples))}
+	out.Linux.Io = io(at, u)
+	out.Linux.Process = &cri.ProcessUsage{Timestamp: at.UnixNano(), ProcessCount: value(c.processCount(p, samples))}
 	if !p.HostNetwork {
 		out.Linux.Network = c.network(p.HolderPid, at)
 	}
 	return out, nil
 }
 
-// podSamples measures the running ones of a pod's containers.
-func (c *Collector) podSamples(containers []Container) ([]*sample, error) {
+// podSamples measures a pod's running containers.
+func (c *Collector) podSamples(podID string) ([]*sample, error) {
 	var out []*sample
-	for i := range containers {
-		if !containers[i].Running() {
+	all := c.Source.StatsContainers()
+	for i := range all {
+		if all[i].PodID != podID || !all[i].Running() {
 			continue
 		}
-		s, err := c.sample(&containers[i])
+		s, err := c.sample(&all[i])
 		switch {
 		case err == nil:
 			out = append(out, s)
@@ -112,7 +192,7 @@ func (c *Collector) podSamples(containers []Container) ([]*sample, error) {
 }
 
 // processCount counts the processes of a pod's containers; the holder is ours and not counted.
-func (c *Collector) processCount(samples []*sample) uint64 {
+func (c *Collector) processCount(p *Pod, samples []*sample) uint64 {
 	var n uint64
 	for _, s := range samples {
 		pids, _ := c.Cgroups.Pids(s.c.Cgroup)
@@ -166,7 +246,7 @@ func swap(at time.Time, u *Usage) *cri.SwapUsage {
 	return out
 }
 
-func ioUsage(at time.Time, u *Usage) *cri.IoUsage {
+func io(at time.Time, u *Usage) *cri.IoUsage {
 	return &cri.IoUsage{Timestamp: at.UnixNano(), Psi: psi(u.IOPressure)}
 }
 

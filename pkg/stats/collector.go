@@ -17,12 +17,11 @@ const (
 	// often, so that walks never take more than a twentieth of the time.
 	fsAge    = 10 * time.Second
 	fsFactor = 20
-	// keep is how long an object that nobody asks for is remembered.
-	keep = 10 * time.Minute
 )
 
 // Config is what a Collector works with.
 type Config struct {
+	Source      Source
 	Cgroups     Cgroups
 	Filesystems Filesystems
 	Proc        string           // "" is /proc
@@ -38,7 +37,6 @@ type Collector struct {
 	windows map[string]*window   // by object ID
 	layers  map[string]*fsEntry  // by container ID
 	devices map[[2]uint64]string // names by number
-	swept   time.Time
 }
 
 // New returns a Collector.
@@ -58,7 +56,6 @@ func New(cfg Config) *Collector {
 // window is the CPU time of one object at two moments.
 type window struct {
 	prev, last point
-	used       time.Time
 }
 
 type point struct {
@@ -73,36 +70,31 @@ func (c *Collector) rate(id string, started time.Time, at time.Time, cpu uint64)
 	defer c.mu.Unlock()
 	w := c.windows[id]
 	if w == nil {
-		c.sweep(at)
 		w = &window{prev: point{at: started}, last: point{at: at, cpu: cpu}}
 		c.windows[id] = w
 	}
-	w.used = at
 	if at.Sub(w.last.at) >= minWindow {
 		w.prev, w.last = w.last, point{at, cpu}
 	}
 	elapsed := at.Sub(w.prev.at)
 	if cpu < w.prev.cpu || elapsed <= 0 {
-		w.prev, w.last = point{at: started}, point{at, cpu} // another cgroup of the same name
+		*w = window{prev: point{at: started}, last: point{at, cpu}} // another cgroup of the same name
 		return 0
 	}
 	return uint64(float64(cpu-w.prev.cpu) / elapsed.Seconds())
 }
 
-// sweep forgets objects that nobody asked for lately: most are gone. Called with the lock held, when an
-// object is added.
-func (c *Collector) sweep(now time.Time) {
-	if now.Sub(c.swept) < time.Minute {
-		return
-	}
-	c.swept = now
-	for id, w := range c.windows {
-		if now.Sub(w.used) > keep {
+// prune forgets objects that are gone.
+func (c *Collector) prune(live map[string]bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for id := range c.windows {
+		if !live[id] {
 			delete(c.windows, id)
 		}
 	}
-	for id, e := range c.layers {
-		if now.Sub(e.used) > keep {
+	for id := range c.layers {
+		if !live[id] {
 			delete(c.layers, id)
 		}
 	}
@@ -111,8 +103,6 @@ func (c *Collector) sweep(now time.Time) {
 // fsEntry is the size of a writable layer as it was last walked. Its lock makes callers that come during a
 // walk wait for that one.
 type fsEntry struct {
-	used time.Time // under the collector's lock
-
 	mu    sync.Mutex
 	usage image.Usage
 	at    time.Time
@@ -125,11 +115,9 @@ func (c *Collector) layer(id string) (image.Usage, time.Time, bool) {
 	c.mu.Lock()
 	e := c.layers[id]
 	if e == nil {
-		c.sweep(c.Now())
 		e = &fsEntry{}
 		c.layers[id] = e
 	}
-	e.used = c.Now()
 	c.mu.Unlock()
 
 	e.mu.Lock()
@@ -153,7 +141,7 @@ func (c *Collector) podUsage(p *Pod, containers []*sample) (*Usage, error) {
 		return c.Cgroups.Usage(p.Parent)
 	}
 	sum := &Usage{
-		Memory: Memory{Limit: Unlimited, SwapLimit: Unlimited},
+		Memory: Memory{Limit: Unlimited, SoftLimit: Unlimited, SwapLimit: Unlimited},
 		Pids:   Pids{Limit: Unlimited},
 	}
 	if p.Holder != "" {

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cri-server/cri-server/pkg/errs"
 )
 
 // measured is one object as the rows of the metrics table see it. A part that was not measured is nil.
@@ -60,23 +62,34 @@ func Descriptors() []*cri.MetricDescriptor {
 	return out
 }
 
-// PodMetrics answers ListPodSandboxMetrics for one pod that has a holder and the running ones of its
-// containers. A metric's label values are in the order of its descriptor's keys. A pod that was stopped
-// meanwhile is NotFound.
-func (c *Collector) PodMetrics(p *Pod, containers []Container) (*cri.PodSandboxMetrics, error) {
-	samples, err := c.podSamples(containers)
-	if err != nil {
-		return nil, err
-	}
-	m, err := c.measurePod(p, samples)
-	if err != nil {
-		return nil, err
-	}
-	out := &cri.PodSandboxMetrics{PodSandboxId: p.ID, Metrics: m.metrics()}
-	for _, s := range samples {
-		out.ContainerMetrics = append(out.ContainerMetrics, &cri.ContainerMetrics{
-			ContainerId: s.c.ID, Metrics: c.measureContainer(p, s).metrics(),
-		})
+// Metrics answers ListPodSandboxMetrics: every pod that has a holder with its running containers. A
+// metric's label values are in the order of its descriptor's keys.
+func (c *Collector) Metrics() ([]*cri.PodSandboxMetrics, error) {
+	c.forget(c.Source.StatsContainers())
+	var out []*cri.PodSandboxMetrics
+	for _, p := range c.Source.StatsPods() {
+		if p.HolderPid == 0 {
+			continue
+		}
+		samples, err := c.podSamples(p.ID)
+		if err != nil {
+			return nil, err
+		}
+		pm := &cri.PodSandboxMetrics{PodSandboxId: p.ID}
+		m, err := c.measurePod(&p, samples)
+		if errs.Is(err, errs.NotFound) {
+			continue // stopped meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		pm.Metrics = m.metrics()
+		for _, s := range samples {
+			pm.ContainerMetrics = append(pm.ContainerMetrics, &cri.ContainerMetrics{
+				ContainerId: s.c.ID, Metrics: c.measureContainer(&p, s).metrics(),
+			})
+		}
+		out = append(out, pm)
 	}
 	return out, nil
 }

@@ -15,9 +15,9 @@ import (
 	"github.com/cri-server/cri-server/pkg/image"
 )
 
-// machine is a made-up node: Cgroups, Filesystems, clock and objects at once.
+// machine is a made-up node: it is Source, Cgroups, Filesystems and clock at once.
 type machine struct {
-	pod        Pod
+	pods       []Pod
 	containers []Container
 	groups     map[string]*Usage
 	pids       map[string][]int
@@ -25,6 +25,9 @@ type machine struct {
 	walks      int
 	now        time.Time
 }
+
+func (m *machine) StatsPods() []Pod             { return m.pods }
+func (m *machine) StatsContainers() []Container { return m.containers }
 
 func (m *machine) Usage(path string) (*Usage, error) {
 	u := m.groups[path]
@@ -88,16 +91,16 @@ func newMachine(t *testing.T) (*machine, *Collector) {
 	start := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	m := &machine{
 		now: start.Add(10 * time.Second),
-		pod: Pod{
+		pods: []Pod{{
 			ID: "p1", Metadata: &cri.PodSandboxMetadata{Name: "web", Namespace: "default", Uid: podUID}, Labels: map[string]string{"app": "web"},
 			Parent: parent, Holder: parent + "/p1", HolderPid: 70, CreatedAt: start,
-		},
+		}},
 		containers: []Container{{
-			ID: "c1", Metadata: &cri.ContainerMetadata{Name: "main"}, Labels: map[string]string{"tier": "x"},
-			Image: "docker.io/library/web:1", Cgroup: parent + "/c1", Pid: 71, StartedAt: start,
+			ID: "c1", PodID: "p1", Metadata: &cri.ContainerMetadata{Name: "main"}, Labels: map[string]string{"tier": "x"},
+			Image: "docker.io/library/web:1", Cgroup: parent + "/c1", Pid: 71, CreatedAt: start, StartedAt: start,
 			Resources: &cri.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 20000, CpuShares: 512},
 		}, {
-			ID: "c2", Metadata: &cri.ContainerMetadata{Name: "done"},
+			ID: "c2", PodID: "p1", Metadata: &cri.ContainerMetadata{Name: "done"}, CreatedAt: start,
 		}},
 		groups: map[string]*Usage{
 			parent + "/c1": usage(5), parent + "/p1": usage(1), parent: usage(7),
@@ -106,7 +109,7 @@ func newMachine(t *testing.T) (*machine, *Collector) {
 		layers: map[string]image.Usage{"c1": {Mountpoint: dir, Bytes: 4096, Inodes: 3}, "c2": {Mountpoint: dir, Bytes: 1, Inodes: 1}},
 	}
 	return m, New(Config{
-		Cgroups: m, Filesystems: m, Proc: filepath.Join(dir, "proc"), Sys: filepath.Join(dir, "sys"), Now: func() time.Time { return m.now },
+		Source: m, Cgroups: m, Filesystems: m, Proc: filepath.Join(dir, "proc"), Sys: filepath.Join(dir, "sys"), Now: func() time.Time { return m.now },
 	})
 }
 
@@ -115,7 +118,7 @@ func usage(n uint64) *Usage {
 	p := &Pressure{Some: PressureLine{Avg10: 1.5, Total: 3e9}, Full: PressureLine{Total: 2e9}}
 	return &Usage{
 		CPU:     CPU{Total: n * 1e9, User: n * 6e8, System: n * 4e8, Periods: 10, ThrottledPeriods: 2, ThrottledTime: 2e9},
-		Memory:  Memory{Usage: 1000, WorkingSet: 800, RSS: 600, Cache: 300, PageFaults: 5, MajorPageFaults: 1, Limit: 2000, SwapLimit: 0},
+		Memory:  Memory{Usage: 1000, WorkingSet: 800, RSS: 600, Cache: 300, PageFaults: 5, MajorPageFaults: 1, Limit: 2000, SwapLimit: 0, SoftLimit: Unlimited},
 		Pids:    Pids{Current: 4, Limit: Unlimited},
 		Devices: []DeviceIO{{Major: 8, Minor: 16, ReadBytes: 512, WriteBytes: 1024, Reads: 1, Writes: 2}},
 		Hugetlb: []Hugetlb{{PageSize: "2MB", Usage: 2 << 20, MaxUsage: 4 << 20}}, CPUPressure: p, MemoryPressure: p, IOPressure: p,
@@ -124,7 +127,7 @@ func usage(n uint64) *Usage {
 
 func TestContainerStats(t *testing.T) {
 	m, c := newMachine(t)
-	s, err := c.Container(&m.containers[0])
+	s, err := c.Container("c1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -148,7 +151,10 @@ func TestContainerStats(t *testing.T) {
 	if s.GetCpu().GetTimestamp() != m.now.UnixNano() {
 		t.Errorf("timestamp %d", s.GetCpu().GetTimestamp())
 	}
-	s, err = c.Container(&m.containers[1])
+	if _, err := c.Container("nope"); !errs.Is(err, errs.NotFound) {
+		t.Errorf("unknown container: %v", err)
+	}
+	s, err = c.Container("c2")
 	if err != nil || s.GetCpu() != nil || s.GetWritableLayer() == nil {
 		t.Errorf("a container that does not run has its layer and no CPU: %v, %v", s, err)
 	}
@@ -158,7 +164,7 @@ func TestRateSpansTheLastWindow(t *testing.T) {
 	m, c := newMachine(t)
 	rate := func() uint64 {
 		t.Helper()
-		s, err := c.Container(&m.containers[0])
+		s, err := c.Container("c1")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -184,27 +190,39 @@ func TestRateSpansTheLastWindow(t *testing.T) {
 	}
 }
 
-func TestObjectsThatEndMeanwhile(t *testing.T) {
+func TestListFilters(t *testing.T) {
 	m, c := newMachine(t)
+	ids := func(f *cri.ContainerStatsFilter) string {
+		t.Helper()
+		list, err := c.Containers(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out []string
+		for _, s := range list {
+			out = append(out, s.GetAttributes().GetId())
+		}
+		return strings.Join(out, " ")
+	}
+	for want, filters := range map[string][]*cri.ContainerStatsFilter{
+		"c1": {nil, {Id: "c1"}, {Id: "c"}, {PodSandboxId: "p1"}, {LabelSelector: map[string]string{"tier": "x"}}},
+		"":   {{Id: "zz"}, {PodSandboxId: "p2"}, {LabelSelector: map[string]string{"tier": "y"}}, {Id: "c1", PodSandboxId: "p2"}},
+	} {
+		for _, f := range filters {
+			if got := ids(f); got != want {
+				t.Errorf("filter %v gave %q, want %q", f, got, want)
+			}
+		}
+	}
 	delete(m.groups, parent+"/c1")
-	if _, err := c.Container(&m.containers[0]); !errs.Is(err, errs.NotFound) {
-		t.Errorf("a container whose cgroup is gone: %v", err)
-	}
-	if s, err := c.Pod(&m.pod, m.containers); err != nil || len(s.GetLinux().GetContainers()) != 0 {
-		t.Errorf("its pod: %v, %v", s, err)
-	}
-	delete(m.groups, parent)
-	if _, err := c.Pod(&m.pod, m.containers); !errs.Is(err, errs.NotFound) {
-		t.Errorf("a pod whose cgroup is gone: %v", err)
-	}
-	if _, err := c.PodMetrics(&m.pod, m.containers); !errs.Is(err, errs.NotFound) {
-		t.Errorf("its metrics: %v", err)
+	if got := ids(nil); got != "" {
+		t.Errorf("a container whose cgroup is gone is listed: %q", got)
 	}
 }
 
 func TestPodStats(t *testing.T) {
 	m, c := newMachine(t)
-	s, err := c.Pod(&m.pod, m.containers)
+	s, err := c.Pod("p1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -222,63 +240,55 @@ func TestPodStats(t *testing.T) {
 	if len(n.GetInterfaces()) != 1 || n.GetInterfaces()[0].GetName() != "net1" {
 		t.Errorf("other interfaces %v", n.GetInterfaces())
 	}
+	if _, err := c.Pod("nope"); !errs.Is(err, errs.NotFound) {
+		t.Errorf("unknown pod: %v", err)
+	}
 
-	m.pod.Parent = "/k8s.io" // shared by all pods: the pod is the sum of its parts
+	m.pods[0].Parent = "/k8s.io" // shared by all pods: the pod is the sum of its parts
 	m.groups["/k8s.io"] = usage(1000)
-	if s, err = c.Pod(&m.pod, m.containers); err != nil || s.GetLinux().GetCpu().GetUsageCoreNanoSeconds().GetValue() != 6e9 {
+	if s, err = c.Pod("p1"); err != nil || s.GetLinux().GetCpu().GetUsageCoreNanoSeconds().GetValue() != 6e9 {
 		t.Errorf("CPU of holder and containers: %v, %v", s.GetLinux().GetCpu(), err)
 	}
-	m.pod.HostNetwork = true
-	if s, err = c.Pod(&m.pod, m.containers); err != nil || s.GetLinux().GetNetwork() != nil {
+	m.pods[0].HostNetwork = true
+	if s, err = c.Pod("p1"); err != nil || s.GetLinux().GetNetwork() != nil {
 		t.Errorf("a pod in the node's network has counters: %v, %v", s.GetLinux().GetNetwork(), err)
 	}
-	m.pod.HolderPid = 0
-	if s, err = c.Pod(&m.pod, nil); err != nil || s.GetAttributes().GetId() != "p1" || s.GetLinux().GetCpu() != nil {
-		t.Errorf("a pod without a holder: %v, %v", s, err)
+	m.pods[0].HolderPid = 0
+	if list, err := c.Pods(nil); err != nil || len(list) != 0 {
+		t.Errorf("a pod without a holder is listed: %v, %v", list, err)
 	}
 }
 
 func TestLayersAreNotWalkedEveryTime(t *testing.T) {
 	m, c := newMachine(t)
 	first := m.now
-	ask := func() *cri.ContainerStats {
-		t.Helper()
-		s, err := c.Container(&m.containers[0])
-		if err != nil {
+	for range 3 {
+		m.now = m.now.Add(time.Second)
+		if _, err := c.Containers(nil); err != nil {
 			t.Fatal(err)
 		}
-		return s
-	}
-	for range 3 {
-		ask()
-		m.now = m.now.Add(time.Second)
 	}
 	if m.walks != 1 {
 		t.Errorf("%d walks within three seconds", m.walks)
 	}
-	if got := ask().GetWritableLayer().GetTimestamp(); got != first.UnixNano() {
+	s, _ := c.Container("c1")
+	if got := s.GetWritableLayer().GetTimestamp(); got != first.Add(time.Second).UnixNano() {
 		t.Errorf("the layer's timestamp is not that of the walk: %d", got)
 	}
 	m.now = m.now.Add(fsAge)
-	if ask(); m.walks != 2 {
+	c.Containers(nil)
+	if m.walks != 2 {
 		t.Errorf("%d walks after %s", m.walks, fsAge)
 	}
-	delete(m.layers, "c1")
-	m.now = m.now.Add(fsAge)
-	if ask().GetWritableLayer().GetUsedBytes().GetValue() != 4096 {
-		t.Error("a layer that cannot be walked now has not its last size")
-	}
-	m.now = m.now.Add(2 * keep)
-	if _, err := c.Container(&Container{ID: "c3", Cgroup: parent + "/c1", Pid: 71}); err != nil {
-		t.Fatal(err)
-	}
-	if c.layers["c1"] != nil || c.windows["c1"] != nil {
-		t.Errorf("objects that nobody asks for are remembered: %d layers, %d windows", len(c.layers), len(c.windows))
+	m.containers = nil
+	c.Containers(nil)
+	if len(c.layers) != 0 || len(c.windows) != 0 {
+		t.Errorf("containers that are gone are remembered: %d layers, %d windows", len(c.layers), len(c.windows))
 	}
 }
 
 func TestMetricsMatchTheirDescriptors(t *testing.T) {
-	m, c := newMachine(t)
+	_, c := newMachine(t)
 	keys := map[string][]string{}
 	for _, d := range Descriptors() {
 		if keys[d.GetName()] != nil {
@@ -289,12 +299,12 @@ func TestMetricsMatchTheirDescriptors(t *testing.T) {
 		}
 		keys[d.GetName()] = d.GetLabelKeys()
 	}
-	pod, err := c.PodMetrics(&m.pod, m.containers)
-	if err != nil || pod.GetPodSandboxId() != "p1" || len(pod.GetContainerMetrics()) != 1 {
-		t.Fatalf("%v, %v", pod, err)
+	pods, err := c.Metrics()
+	if err != nil || len(pods) != 1 || len(pods[0].GetContainerMetrics()) != 1 {
+		t.Fatalf("%v, %v", pods, err)
 	}
 	got := map[string]bool{}
-	for _, m := range slices.Concat(pod.GetMetrics(), pod.GetContainerMetrics()[0].GetMetrics()) {
+	for _, m := range slices.Concat(pods[0].GetMetrics(), pods[0].GetContainerMetrics()[0].GetMetrics()) {
 		if len(m.GetLabelValues()) != len(keys[m.GetName()]) {
 			t.Errorf("%s has labels %q, its descriptor %q", m.GetName(), m.GetLabelValues(), keys[m.GetName()])
 		}
@@ -311,8 +321,8 @@ func TestMetricsMatchTheirDescriptors(t *testing.T) {
 }
 
 func TestMetricValues(t *testing.T) {
-	m, c := newMachine(t)
-	pod, err := c.PodMetrics(&m.pod, m.containers)
+	_, c := newMachine(t)
+	pods, err := c.Metrics()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -330,8 +340,8 @@ func TestMetricValues(t *testing.T) {
 			lines = append(lines, fmt.Sprintf("%s{%s} %d", m.GetName(), strings.Join(labels, ","), m.GetValue().GetValue()))
 		}
 	}
-	show(pod.GetMetrics())
-	show(pod.GetContainerMetrics()[0].GetMetrics())
+	show(pods[0].GetMetrics())
+	show(pods[0].GetContainerMetrics()[0].GetMetrics())
 	const ctr = "container=main,"
 	const rest = "id=" + parent + "/c1,image=docker.io/library/web:1,"
 	for _, want := range []string{

@@ -31,19 +31,26 @@ type Pod struct {
 
 // Container is what statistics need to know of a container.
 type Container struct {
-	ID          string
+	ID, PodID   string
 	Metadata    *cri.ContainerMetadata
 	Labels      map[string]string
 	Annotations map[string]string
 	Image       string // as a person knows it
 	Cgroup      string // below every hierarchy's mount point
 	Pid         int    // 0 when not running
+	CreatedAt   time.Time
 	StartedAt   time.Time
 	Resources   *cri.LinuxContainerResources // as applied last; may be nil
 }
 
 // Running reports whether there is a process to measure.
 func (c *Container) Running() bool { return c.Pid != 0 }
+
+// Source lists what is there now. Both calls take no lock that a sample could wait for.
+type Source interface {
+	StatsPods() []Pod
+	StatsContainers() []Container
+}
 
 // Cgroups measures one cgroup by its path below the hierarchies' mount points. A group that does not exist
 // is an error of kind NotFound.
@@ -87,7 +94,7 @@ type Memory struct {
 	Swap                        uint64
 	PageFaults, MajorPageFaults uint64
 	Failures                    uint64 // how often the limit was hit
-	Limit, SwapLimit            uint64 // SwapLimit is of swap alone
+	Limit, SoftLimit, SwapLimit uint64 // SwapLimit is of swap alone
 }
 
 // Pids are tasks: threads, as the controller counts them. Limit may be Unlimited.

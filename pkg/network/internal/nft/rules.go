@@ -18,34 +18,29 @@ const (
 	rtnLoc = unix.RTN_LOCAL
 )
 
-// load reads the kernel's state, once.
+// load reads the kernel's state once and makes the constant rules.
 func (t *Table) load() error {
-	if err := t.connect(); err != nil || t.loaded {
+	if err := t.connect(); err != nil {
 		return err
 	}
-	return t.read()
+	if t.loaded {
+		return nil
+	}
+	return t.reload()
 }
 
-// base makes the constant rules, once. A table that an earlier process made gets them anew.
-func (t *Table) base() error {
-	if err := t.load(); err != nil || t.based {
+// reload reads what the kernel has and writes the constant rules again. What memory has and the kernel
+// has lost is put back.
+func (t *Table) reload() error {
+	if err := t.connect(); err != nil {
 		return err
 	}
-	if err := t.queueBase(); err != nil {
-		return err
-	}
-	err := t.flush()
-	t.based = err == nil
-	return err
-}
-
-// read makes the memory what the kernel has.
-func (t *Table) read() error {
 	found := map[ident]entry{}
 	sets, err := t.dump(found)
 	if err != nil {
 		return err
 	}
+	known := t.entries
 	t.forget()
 	for _, s := range sets {
 		if isSubnetSet(s) {
@@ -55,42 +50,28 @@ func (t *Table) read() error {
 	for _, e := range found {
 		t.put(e)
 	}
-	t.loaded = true
-	return nil
-}
-
-// reload reads what the kernel has, writes the constant rules again and puts back what memory has and the
-// kernel has lost.
-func (t *Table) reload() error {
-	if err := t.connect(); err != nil {
-		return err
-	}
-	known := t.entries
-	if err := t.read(); err != nil {
-		return err
-	}
-	lost, spoof := map[string][]Element{}, false
+	lost := map[string][]Element{}
 	for id, e := range known {
-		spoof = spoof || kindOf(e.set) == Spoof
 		if _, ok := t.entries[id]; !ok {
 			lost[e.owner] = append(lost[e.owner], e.Element)
 			t.put(e)
 		}
 	}
-	err := t.queueBase()
-	if err == nil && spoof {
-		err = t.queueBridge()
+	if err := t.queueBase(); err != nil {
+		return err
 	}
 	for owner, elems := range lost {
-		if err == nil {
-			err = t.queueElements(owner, elems, true)
+		if err := t.queueElements(owner, elems, true); err != nil {
+			return err
 		}
 	}
-	if err == nil {
-		err = t.flush()
+	if err := t.flush(); err != nil {
+		t.forget()
+		t.entries = known // what is to be put back the next time
+		return err
 	}
-	t.based = err == nil
-	return err
+	t.loaded = true
+	return nil
 }
 
 // dump reads every element of both tables and the names of the sets of the inet table.
