@@ -2,7 +2,6 @@ package sandbox
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -13,6 +12,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"github.com/cri-server/cri-server/pkg/errs"
 	"github.com/cri-server/cri-server/pkg/image"
@@ -259,7 +259,7 @@ func (j *createJob) writeBundle(context.Context) error {
 }
 
 func (m *Manager) writeSpec(podID, id string, spec *specs.Spec) error {
-	data, err := json.Marshal(spec)
+	data, err := oci.Marshal(spec)
 	if err != nil {
 		return fmt.Errorf("encode spec: %w", err)
 	}
@@ -271,11 +271,11 @@ func (m *Manager) readSpec(rec *containerRecord) (*specs.Spec, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read bundle of container %s: %w", rec.ID, err)
 	}
-	var spec specs.Spec
-	if err := json.Unmarshal(data, &spec); err != nil {
+	spec, err := oci.Unmarshal(data)
+	if err != nil {
 		return nil, fmt.Errorf("read bundle of container %s: %w", rec.ID, err)
 	}
-	return &spec, nil
+	return spec, nil
 }
 
 func (j *createJob) record(context.Context) error {
@@ -300,7 +300,7 @@ func (j *createJob) closeFiles() {
 // createError gives a failed create the text a kubelet looks for: prefixes it knows stay in front.
 func createError(name, podID string, err error) error {
 	var v *volumeFailure
-	if errors.As(err, &v) {
+	if errors.As(err, &v) || errors.Is(err, crierrors.ErrImageVolumeMountFailed) || errors.Is(err, crierrors.ErrRROUnsupported) {
 		return fmt.Errorf("%w (container %q in pod %s)", err, name, podID)
 	}
 	return fmt.Errorf("create container %q in pod %s: %w", name, podID, err)
