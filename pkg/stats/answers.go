@@ -129,7 +129,7 @@ func (c *Collector) containerStats(s *sample) *cri.ContainerStats {
 		out.Cpu = c.cpu(s.c.ID, s.c.StartedAt, s.at, u)
 		out.Memory = memory(s.at, u)
 		out.Swap = swap(s.at, u)
-		out.Io = io(s.at, u)
+		out.Io = ioUsage(s.at, u)
 	}
 	if u, at, ok := c.layer(s.c.ID); ok {
 		out.WritableLayer = &cri.FilesystemUsage{
@@ -164,7 +164,7 @@ func (c *Collector) podStats(p *Pod) (*cri.PodSandboxStats, error) {
 	}
 	out.Linux.Cpu = c.cpu(p.ID, p.CreatedAt, at, u)
 	out.Linux.Memory = memory(at, u)
-	out.Linux.Io = io(at, u)
+	out.Linux.Io = ioUsage(at, u)
 	out.Linux.Process = &cri.ProcessUsage{Timestamp: at.UnixNano(), ProcessCount: value(c.processCount(p, samples))}
 	if !p.HostNetwork {
 		out.Linux.Network = c.network(p.HolderPid, at)
@@ -246,7 +246,7 @@ func swap(at time.Time, u *Usage) *cri.SwapUsage {
 	return out
 }
 
-func io(at time.Time, u *Usage) *cri.IoUsage {
+func ioUsage(at time.Time, u *Usage) *cri.IoUsage {
 	return &cri.IoUsage{Timestamp: at.UnixNano(), Psi: psi(u.IOPressure)}
 }
 

@@ -141,7 +141,7 @@ func (c *Collector) podUsage(p *Pod, containers []*sample) (*Usage, error) {
 		return c.Cgroups.Usage(p.Parent)
 	}
 	sum := &Usage{
-		Memory: Memory{Limit: Unlimited, SoftLimit: Unlimited, SwapLimit: Unlimited},
+		Memory: Memory{Limit: Unlimited, SwapLimit: Unlimited},
 		Pids:   Pids{Limit: Unlimited},
 	}
 	if p.Holder != "" {
@@ -159,10 +159,14 @@ func (c *Collector) podUsage(p *Pod, containers []*sample) (*Usage, error) {
 	return sum, nil
 }
 
-// ownCgroup tells a pod's own cgroup, whose name a kubelet ends in the pod's UID, from one that pods share.
+// ownCgroup tells a pod's own cgroup, whose name a kubelet ends in the pod's UID and the server in its ID,
+// from one that pods share.
 func ownCgroup(p *Pod) bool {
 	uid := p.Metadata.GetUid()
 	leaf := strings.TrimSuffix(path.Base(p.Parent), ".slice")
+	if leaf == "pod"+p.ID {
+		return true
+	}
 	if uid == "" || !strings.Contains(leaf, "pod") {
 		return false
 	}

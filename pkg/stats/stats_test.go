@@ -97,10 +97,10 @@ func newMachine(t *testing.T) (*machine, *Collector) {
 		}},
 		containers: []Container{{
 			ID: "c1", PodID: "p1", Metadata: &cri.ContainerMetadata{Name: "main"}, Labels: map[string]string{"tier": "x"},
-			Image: "docker.io/library/web:1", Cgroup: parent + "/c1", Pid: 71, CreatedAt: start, StartedAt: start,
+			Image: "docker.io/library/web:1", Cgroup: parent + "/c1", Pid: 71, StartedAt: start,
 			Resources: &cri.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 20000, CpuShares: 512},
 		}, {
-			ID: "c2", PodID: "p1", Metadata: &cri.ContainerMetadata{Name: "done"}, CreatedAt: start,
+			ID: "c2", PodID: "p1", Metadata: &cri.ContainerMetadata{Name: "done"},
 		}},
 		groups: map[string]*Usage{
 			parent + "/c1": usage(5), parent + "/p1": usage(1), parent: usage(7),
@@ -118,7 +118,7 @@ func usage(n uint64) *Usage {
 	p := &Pressure{Some: PressureLine{Avg10: 1.5, Total: 3e9}, Full: PressureLine{Total: 2e9}}
 	return &Usage{
 		CPU:     CPU{Total: n * 1e9, User: n * 6e8, System: n * 4e8, Periods: 10, ThrottledPeriods: 2, ThrottledTime: 2e9},
-		Memory:  Memory{Usage: 1000, WorkingSet: 800, RSS: 600, Cache: 300, PageFaults: 5, MajorPageFaults: 1, Limit: 2000, SwapLimit: 0, SoftLimit: Unlimited},
+		Memory:  Memory{Usage: 1000, WorkingSet: 800, RSS: 600, Cache: 300, PageFaults: 5, MajorPageFaults: 1, Limit: 2000, SwapLimit: 0},
 		Pids:    Pids{Current: 4, Limit: Unlimited},
 		Devices: []DeviceIO{{Major: 8, Minor: 16, ReadBytes: 512, WriteBytes: 1024, Reads: 1, Writes: 2}},
 		Hugetlb: []Hugetlb{{PageSize: "2MB", Usage: 2 << 20, MaxUsage: 4 << 20}}, CPUPressure: p, MemoryPressure: p, IOPressure: p,
@@ -217,6 +217,22 @@ func TestListFilters(t *testing.T) {
 	delete(m.groups, parent+"/c1")
 	if got := ids(nil); got != "" {
 		t.Errorf("a container whose cgroup is gone is listed: %q", got)
+	}
+}
+
+func TestPodsOwnCgroup(t *testing.T) {
+	p := &Pod{ID: "p1", Metadata: &cri.PodSandboxMetadata{Uid: podUID}}
+	slice := "/kubepods.slice/kubepods-pod" + strings.ReplaceAll(podUID, "-", "_") + ".slice"
+	for parent, want := range map[string]bool{
+		parent: true, slice: true, "/cri-server/podp1": true,
+		"": false, "/": false, "/k8s.io": false, "/kubepods": false, parent + "/other": false, "/podp12": false,
+	} {
+		if p.Parent = parent; ownCgroup(p) != want {
+			t.Errorf("%q is the pod's own: %v", parent, !want)
+		}
+	}
+	if ownCgroup(&Pod{ID: "p1", Parent: "/pod"}) {
+		t.Error("a pod without a UID owns any cgroup named pod")
 	}
 }
 

@@ -2,6 +2,7 @@ package stats
 
 import (
 	"math"
+	"strconv"
 	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -201,7 +202,8 @@ var specMetrics = []*metric{
 		return one(orZero(m.usage.Memory.Limit))
 	}),
 	ofSpec("container_spec_memory_reservation_limit_bytes", "Memory reservation limit for the container.", func(m *measured) []series {
-		return one(orZero(m.usage.Memory.SoftLimit))
+		low, _ := strconv.ParseUint(m.spec.GetUnified()["memory.low"], 10, 64) // the only way the CRI has to ask for one
+		return one(low)
 	}),
 	ofSpec("container_spec_memory_swap_limit_bytes", "Memory swap limit for the container.", func(m *measured) []series {
 		mem := &m.usage.Memory

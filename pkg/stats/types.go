@@ -38,7 +38,6 @@ type Container struct {
 	Image       string // as a person knows it
 	Cgroup      string // below every hierarchy's mount point
 	Pid         int    // 0 when not running
-	CreatedAt   time.Time
 	StartedAt   time.Time
 	Resources   *cri.LinuxContainerResources // as applied last; may be nil
 }
@@ -94,7 +93,7 @@ type Memory struct {
 	Swap                        uint64
 	PageFaults, MajorPageFaults uint64
 	Failures                    uint64 // how often the limit was hit
-	Limit, SoftLimit, SwapLimit uint64 // SwapLimit is of swap alone
+	Limit, SwapLimit            uint64 // SwapLimit is of swap alone
 }
 
 // Pids are tasks: threads, as the controller counts them. Limit may be Unlimited.
