@@ -21,8 +21,8 @@ type AttachStreams struct {
 }
 
 // Attach joins streams to a running container and returns when the container has ended or closed its output, or, with
-// none of its output joined, when Stdin has ended. When ctx ends, it lets go and the container runs on. A container
-// with stdin_once has its standard input closed when the first attached Stdin ends. The reader of Stdin may still be
+// none of its output joined, when Stdin has ended. When ctx ends, it lets go and the container runs on. With
+// stdin_once the shim closes the container's standard input when the first client has gone. The reader of Stdin may still be
 // blocked in a Read when Attach returns: its owner ends that.
 func (m *Manager) Attach(ctx context.Context, id string, s AttachStreams) error {
 	rec, err := m.containerRec(id)
@@ -48,14 +48,12 @@ func (m *Manager) Attach(ctx context.Context, id string, s AttachStreams) error 
 	stopResize := follow(ctx, s.Resize, func(z Size) error { return shim.Resize(ctx, rec.ID, z) })
 	defer stopResize()
 	stdinDone := make(chan struct{})
-	if stdin {
+	if at.Stdin != nil {
+		defer at.Stdin.Close()
 		go func() {
 			defer close(stdinDone)
-			_, err := io.Copy(onlyWriter{at.Stdin}, s.Stdin)
+			_, _ = io.Copy(onlyWriter{at.Stdin}, s.Stdin) // the end of either side ends this
 			at.Stdin.Close()
-			if c.GetStdinOnce() && err == nil {
-				_ = shim.CloseStdin(m.ctx, rec.ID) // a container that has ended has no standard input
-			}
 		}()
 	}
 	return copyOutput(ctx, at, s, stdinDone)

@@ -66,6 +66,9 @@ func (m *Manager) CreateContainer(ctx context.Context, podID string, config *cri
 }
 
 func (m *Manager) createContainer(ctx context.Context, podID string, config *cri.ContainerConfig) (string, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(m.ctx, cancel)()
 	id := newID()
 	unlock, err := m.ops.lock(ctx, id)
 	if err != nil {
@@ -85,8 +88,8 @@ func (m *Manager) createContainer(ctx context.Context, podID string, config *cri
 		return id, nil
 	}
 	j.closeFiles()
-	undo, cancel := m.detached(ctx)
-	defer cancel()
+	undo, undone := m.detached(ctx)
+	defer undone()
 	if terr := m.dropContainer(undo, id); terr != nil {
 		m.logger(ctx).Error(terr, "Left a half-made container to the next start", "container", id)
 	}

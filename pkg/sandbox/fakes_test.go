@@ -187,6 +187,13 @@ func (m *machine) Dial(_ context.Context, _, dir string) (Shim, error) {
 	return s.connect(), nil
 }
 
+func (m *machine) EndShim(_ context.Context, podID string, _ int) error {
+	if m.shimOf(podID) != nil {
+		m.killShim(podID)
+	}
+	return nil
+}
+
 func (m *machine) ExitRecord(dir string) (Exit, bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -57,6 +57,9 @@ func (m *Manager) RunPod(ctx context.Context, config *cri.PodSandboxConfig, hand
 }
 
 func (m *Manager) runPod(ctx context.Context, config *cri.PodSandboxConfig, handler string) (string, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(m.ctx, cancel)()
 	same, err := m.samePod(ctx, config, handler)
 	if same != "" || err != nil {
 		return same, err
@@ -72,8 +75,8 @@ func (m *Manager) runPod(ctx context.Context, config *cri.PodSandboxConfig, hand
 		return j.rec.ID, nil
 	}
 	err = fmt.Errorf("run pod %s/%s: %w", config.GetMetadata().GetNamespace(), config.GetMetadata().GetName(), err)
-	undo, cancel := m.detached(ctx)
-	defer cancel()
+	undo, undone := m.detached(ctx)
+	defer undone()
 	if m.snap.Load().pods[j.rec.ID] == nil {
 		return "", err // not even the intent was recorded
 	}

@@ -56,6 +56,9 @@ type Shims interface {
 	Spawn(ctx context.Context, podID, dir string, shm bool) (Shim, error)
 	// Dial connects to the shim that lives at dir; errs.NotFound when none does.
 	Dial(ctx context.Context, podID, dir string) (Shim, error)
+	// EndShim kills the pod's shim of that pid if it still lives, though nobody can talk to it. A process of another
+	// kind that has the pid by now is left alone.
+	EndShim(ctx context.Context, podID string, pid int) error
 	// ExitRecord reads what a shim wrote about the end of a container into its run directory, if it did.
 	ExitRecord(dir string) (Exit, bool)
 	// MakeCgroup makes a cgroup and limits it. Idempotent.

@@ -79,8 +79,11 @@ func (t *podTeardown) network(ctx context.Context) error {
 func (t *podTeardown) shim(ctx context.Context) error {
 	lp := t.m.live.pod(t.id)
 	shim, _ := lp.get()
-	if t.hold || shim == nil {
+	if t.hold {
 		return nil
+	}
+	if shim == nil {
+		return t.m.shims.EndShim(ctx, t.id, t.rec().ShimPid)
 	}
 	if err := shim.Shutdown(ctx); err != nil {
 		t.hold = true
