@@ -187,6 +187,8 @@ func (l layout) runs() string                    { return filepath.Join(l.state,
 func (l layout) run(pod string) string           { return filepath.Join(l.state, "pods", pod) }
 func (l layout) bundle(pod, id string) string    { return filepath.Join(l.run(pod), id) }
 func (l layout) spec(pod, id string) string      { return filepath.Join(l.bundle(pod, id), "config.json") }
-func (l layout) rootTrash() string               { return filepath.Join(l.root, ".trash") }
-func (l layout) stateTrash() string              { return filepath.Join(l.state, ".trash") }
-func (l layout) lock() string                    { return filepath.Join(l.root, "lock") }
+
+// pkg/image has .trash and lock in the same directory.
+func (l layout) rootTrash() string  { return filepath.Join(l.root, ".trash-pods") }
+func (l layout) stateTrash() string { return filepath.Join(l.state, ".trash") }
+func (l layout) lock() string       { return filepath.Join(l.root, "pods.lock") }

@@ -263,9 +263,13 @@ func (j *runJob) holder(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	hostname := oci.PodHostname(j.rec.Config.M, j.m.cfg.Translate.Host.Hostname)
+	if j.rec.hostNetwork() {
+		hostname = "" // its UTS namespace is the node's
+	}
 	pid, err := shim.Holder(ctx, &HolderRequest{
 		PodID: j.rec.ID, CgroupPath: j.rec.CgroupPath, Namespaces: podNamespaces(j.rec.Config.M),
-		UIDMaps: uids, GIDMaps: gids, Hostname: oci.PodHostname(j.rec.Config.M, j.m.cfg.Translate.Host.Hostname), Sysctls: sysctls,
+		UIDMaps: uids, GIDMaps: gids, Hostname: hostname, Sysctls: sysctls,
 	})
 	if err != nil {
 		return fmt.Errorf("make its namespaces: %w", err)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -285,22 +284,15 @@ func forkPlaced(tasks []*os.File, fork func() (int, error)) (int, error) {
 	if len(tasks) == 0 {
 		return fork()
 	}
-	type result struct {
-		pid int
-		err error
-	}
-	ch := make(chan result, 1)
-	go func() {
-		runtime.LockOSThread() // without Unlock: the thread ends with the goroutine
+	pid := 0
+	err := sys.OnThread(func() (err error) {
 		for _, f := range tasks {
 			if _, err := f.WriteString("0"); err != nil {
-				ch <- result{err: fmt.Errorf("enter the shims' cgroup (%s): %w", f.Name(), err)}
-				return
+				return fmt.Errorf("enter the shims' cgroup (%s): %w", f.Name(), err)
 			}
 		}
-		pid, err := fork()
-		ch <- result{pid, err}
-	}()
-	r := <-ch
-	return r.pid, r.err
+		pid, err = fork()
+		return err
+	})
+	return pid, err
 }

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 
 	"golang.org/x/sys/unix"
 )
@@ -13,18 +12,7 @@ import (
 // that ends with f: what f mounts is gone then, except for detached mounts it made. Descriptors are shared
 // with the process as ever. It needs CAP_SYS_ADMIN.
 func InPrivateMounts(f func() error) error {
-	errc := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread dies with the goroutine and takes its namespace along
-		if unix.Gettid() == unix.Getpid() {
-			// The main thread cannot die. Keep it busy while another takes the job.
-			errc <- InPrivateMounts(f)
-			runtime.UnlockOSThread()
-			return
-		}
-		errc <- privately(f)
-	}()
-	return <-errc
+	return OnThread(func() error { return privately(f) })
 }
 
 func privately(f func() error) error {

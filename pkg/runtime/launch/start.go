@@ -6,11 +6,12 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"runtime"
 	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cri-server/cri-server/pkg/sys"
 )
 
 // Start starts the program of req with descriptors out of files, which stay open and stay the caller's.
@@ -279,24 +280,17 @@ func (s *starter) fork(attr *syscall.ProcAttr) (int, error) {
 	if len(s.req.Enter) == 0 {
 		return syscall.ForkExec(argv0, []string{name}, attr)
 	}
-	type result struct {
-		pid int
-		err error
-	}
-	ch := make(chan result, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread is not fit for anything else
+	pid := 0
+	err := sys.OnThread(func() (err error) {
 		for _, e := range s.req.Enter {
 			if err := unix.Setns(int(s.files[e.File].Fd()), int(e.Type)); err != nil {
-				ch <- result{err: os.NewSyscallError("setns", err)}
-				return
+				return os.NewSyscallError("setns", err)
 			}
 		}
-		pid, err := syscall.ForkExec(argv0, []string{name}, attr)
-		ch <- result{pid, err}
-	}()
-	r := <-ch
-	return r.pid, r.err
+		pid, err = syscall.ForkExec(argv0, []string{name}, attr)
+		return err
+	})
+	return pid, err
 }
 
 // close closes what has not been handed on.

@@ -4,9 +4,10 @@ package netns
 import (
 	"fmt"
 	"os"
-	"runtime"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cri-server/cri-server/pkg/sys"
 )
 
 // Open opens the network namespace that path names and says whether it exists: a path that is gone, or
@@ -28,34 +29,14 @@ func Open(path string) (*os.File, error) {
 	return f, nil
 }
 
-// Do calls fn on a thread that is in the network namespace ns, and returns what fn returns. Sockets that fn
+// Do calls fn on a thread that is in the network namespace ns and ends with it, and returns what fn returns. Sockets that fn
 // makes and /proc/sys/net as fn sees it are of that namespace. fn must not start goroutines that count on
-// it. If the thread cannot go back it ends with its goroutine.
+// it.
 func Do(ns *os.File, fn func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		host, err := os.Open("/proc/thread-self/ns/net")
-		if err != nil {
-			runtime.UnlockOSThread()
-			done <- fmt.Errorf("open this thread's network namespace: %w", err)
-			return
-		}
-		defer host.Close()
+	return sys.OnThread(func() error {
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			runtime.UnlockOSThread()
-			done <- fmt.Errorf("enter network namespace: %w", err)
-			return
+			return fmt.Errorf("enter network namespace: %w", err)
 		}
-		back := false
-		defer func() {
-			if back {
-				runtime.UnlockOSThread() // else the runtime ends the thread with this goroutine
-			}
-		}()
-		err = fn()
-		back = unix.Setns(int(host.Fd()), unix.CLONE_NEWNET) == nil
-		done <- err
-	}()
-	return <-done
+		return fn()
+	})
 }
