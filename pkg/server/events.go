@@ -27,11 +27,7 @@ func (s *Server) GetContainerEvents(_ *cri.GetEventsRequest, stream cri.RuntimeS
 func (s *Server) pump(ctx context.Context, events <-chan sandbox.Event, out chan<- *cri.ContainerEventResponse, failed <-chan error) error {
 	var queue []*cri.ContainerEventResponse
 	for {
-		var to chan<- *cri.ContainerEventResponse // nil, never ready, while nothing waits
-		var head *cri.ContainerEventResponse
-		if len(queue) > 0 {
-			to, head = out, queue[0]
-		}
+		to, head := next(out, queue)
 		select {
 		case e, ok := <-events:
 			if !ok && ctx.Err() != nil {
@@ -51,6 +47,14 @@ func (s *Server) pump(ctx context.Context, events <-chan sandbox.Event, out chan
 			return errs.New(errs.Unavailable, "container events: the server is stopping. Subscribe again when it is back.")
 		}
 	}
+}
+
+// next is where the head of the queue goes: nowhere, as a nil channel is never ready, while there is none.
+func next[T any](out chan<- T, queue []T) (to chan<- T, head T) {
+	if len(queue) > 0 {
+		to, head = out, queue[0]
+	}
+	return to, head
 }
 
 // sender sends what arrives on the first channel from a goroutine of its own, since a Send to a client that

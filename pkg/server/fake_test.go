@@ -176,6 +176,7 @@ type client struct {
 	cri.RuntimeServiceClient
 	cri.ImageServiceClient
 	server *Server
+	conn   *grpc.ClientConn
 }
 
 // start serves the fake on a unix socket and returns a client of it.
@@ -206,7 +207,7 @@ func start(t *testing.T, f *fake, change ...func(*Config)) *client {
 			t.Errorf("Serve: %v", err)
 		}
 	})
-	return &client{cri.NewRuntimeServiceClient(conn), cri.NewImageServiceClient(conn), s}
+	return &client{cri.NewRuntimeServiceClient(conn), cri.NewImageServiceClient(conn), s, conn}
 }
 
 func podOf(id string, ready bool, labels map[string]string) *sandbox.Pod {

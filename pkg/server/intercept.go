@@ -69,8 +69,8 @@ func finish(log klog.Logger, method string, took time.Duration, err error) {
 
 // readOnly reports whether a method changes nothing.
 func readOnly(method string) bool {
-	for _, p := range []string{"List", "Stream", "Version", "GetContainerEvents", "ImageFsInfo", "RuntimeConfig"} {
-		if strings.HasPrefix(method, p) {
+	for _, p := range []string{"List", "Stream", "Version", "GetContainerEvents", "ImageFsInfo", "RuntimeConfig", "Check"} {
+		if strings.HasPrefix(method, p) && !strings.HasPrefix(method, "Checkpoint") {
 			return true
 		}
 	}

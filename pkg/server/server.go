@@ -15,6 +15,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cri-server/cri-server/pkg/server/admin"
 )
 
 // Name is the runtime name of the Version call.
@@ -36,6 +38,8 @@ type Config struct {
 	Features Features
 	// Info gives the values of a verbose Status, each of which is encoded as JSON. May be nil.
 	Info func() map[string]any
+	// Admin answers the operator's command line; nil leaves its service out.
+	Admin admin.Service
 	// Metrics is where the request metrics are registered; nil registers them nowhere.
 	Metrics prometheus.Registerer
 }
@@ -78,6 +82,9 @@ func New(cfg Config) *Server {
 	)
 	cri.RegisterRuntimeServiceServer(s.grpc, s)
 	cri.RegisterImageServiceServer(s.grpc, s)
+	if cfg.Admin != nil {
+		admin.Register(s.grpc, cfg.Admin)
+	}
 	return s
 }
 
