@@ -126,7 +126,7 @@ func parseHosts(data []byte, dir, domain string) ([]Host, error) {
 	for _, name := range hostOrder(data, f.Host) {
 		h, err := parseHost(name, dir, f.Host[name])
 		if err != nil {
-			return nil, fmt.Errorf("host %q: %w", name, err)
+			return nil, fmt.Errorf("host %q: %w", withoutSecret(name), err)
 		}
 		h.Upstream = false
 		hosts = append(hosts, h)
@@ -135,7 +135,7 @@ func parseHosts(data []byte, dir, domain string) ([]Host, error) {
 	if f.Server != "" {
 		h, err := parseHost(f.Server, dir, f.hostTable)
 		if err != nil {
-			return nil, fmt.Errorf("server %q: %w", f.Server, err)
+			return nil, fmt.Errorf("server %q: %w", withoutSecret(f.Server), err)
 		}
 		h.Upstream = h.Base.Host == last.Base.Host
 		return append(hosts, h), nil
@@ -215,6 +215,14 @@ func parseHost(server, dir string, t hostTable) (Host, error) {
 	}
 	h.TLS, err = tlsFiles(dir, t)
 	return h, err
+}
+
+// withoutSecret shows a URL without the user and password that it should not hold.
+func withoutSecret(s string) string {
+	if i := strings.LastIndexByte(s, '@'); i >= 0 {
+		return "…" + s[i:]
+	}
+	return s
 }
 
 func (h *Host) capabilities(caps []string) error {

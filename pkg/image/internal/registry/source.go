@@ -22,7 +22,7 @@ import (
 const (
 	userAgent     = "cri-server"
 	rounds        = 3 // how often the list of hosts is gone through
-	firstBackoff  = 200 * time.Millisecond
+	backoff       = 200 * time.Millisecond
 	maxRetryAfter = 10 * time.Second
 )
 
@@ -33,6 +33,7 @@ type Options struct {
 	Credentials  *Credentials
 	AuthFiles    []string
 	Stall        Stall
+	Backoff      time.Duration // before the first repetition, growing from there; 0 is the default
 }
 
 // Stall says when a transfer counts as stuck: less than Bytes in Interval. The zero value is the default.
@@ -66,6 +67,9 @@ func (p *Pool) Open(opts Options) (*Source, error) {
 	}
 	if opts.Stall.Interval == 0 {
 		opts.Stall = Stall{30 * time.Second, 32 << 10}
+	}
+	if opts.Backoff == 0 {
+		opts.Backoff = backoff
 	}
 	s := &Source{opts: opts}
 	for _, h := range opts.Hosts {
@@ -211,7 +215,7 @@ func (s *Source) each(ctx context.Context, what, subject string, can func(*endpo
 		if len(failures) == 0 || !transient(failures[len(failures)-1]) || round == rounds-1 {
 			break
 		}
-		if err := sleep(ctx, max(wait, firstBackoff<<(2*round))); err != nil {
+		if err := sleep(ctx, max(wait, s.opts.Backoff<<(2*round))); err != nil {
 			return fmt.Errorf("%s (%s): %w", what, subject, err)
 		}
 	}

@@ -174,7 +174,7 @@ func (s *Stream) failed(err error) {
 		s.err = explain("read blob", s.digest, []error{redact(err)})
 		return
 	}
-	if err := sleep(s.ctx, firstBackoff<<min(s.failures-1, 4)/4); err != nil {
+	if err := sleep(s.ctx, s.src.opts.Backoff<<min(s.failures-1, 4)/4); err != nil {
 		s.err = fmt.Errorf("read blob %s: %w", s.digest, err)
 	}
 }
@@ -260,6 +260,15 @@ func rangeStarts(h string, off int64) bool {
 type pace struct {
 	moved   atomic.Int64
 	reading atomic.Bool // it is the network that is waited for, not the disk
+	last    int64       // moved at the end of the last interval
+}
+
+// stalled looks at the interval that ends now.
+func (p *pace) stalled(least int64) bool {
+	now := p.moved.Load()
+	few := now-p.last < least
+	p.last = now
+	return few && p.reading.Load()
 }
 
 // watch cancels a transfer that moves less than the stall rule asks for. The returned function ends it and
@@ -270,18 +279,15 @@ func (p *pace) watch(rule Stall, cancel context.CancelCauseFunc) (stop func()) {
 		defer close(ended)
 		t := time.NewTicker(rule.Interval)
 		defer t.Stop()
-		last := int64(0)
 		for {
 			select {
 			case <-done:
 				return
 			case <-t.C:
-				now := p.moved.Load()
-				if p.reading.Load() && now-last < rule.Bytes {
+				if p.stalled(rule.Bytes) {
 					cancel(errStalled)
 					return
 				}
-				last = now
 			}
 		}
 	}()
