@@ -207,6 +207,9 @@ func (j *layerJob) commit(dir, blob string, rec layerRecord) error {
 		if err := os.Rename(blob, s.blobPath(string(j.desc.Digest))); err != nil {
 			return err
 		}
+		s.mu.Lock()
+		s.blobs[string(j.desc.Digest)] = j.desc.Size
+		s.mu.Unlock()
 	}
 	if err := at("layers/blob"); err != nil {
 		return err
@@ -216,7 +219,6 @@ func (j *layerJob) commit(dir, blob string, rec layerRecord) error {
 	}
 	s.mu.Lock()
 	s.layers[j.chain] = rec
-	s.blobs[string(j.desc.Digest)] = j.desc.Size
 	s.mu.Unlock()
 	j.note()
 	return at("layers/layer")
