@@ -31,22 +31,8 @@ func (t *translation) cdi() error {
 	if err != nil {
 		return errs.New(errs.Invalid, "CDI_devices: %q: %w", names, err)
 	}
-	t.bindInjectedDevices()
 	t.findImageVolumes()
 	return nil
-}
-
-// bindInjectedDevices turns nodes into binds where nodes cannot be made. A CDI spec that gives a node
-// another path in the container is not followed: the library does not hand the node's own path on.
-func (t *translation) bindInjectedDevices() {
-	l := t.spec.Linux
-	if !t.pod.userns() {
-		return
-	}
-	for _, d := range l.Devices {
-		t.spec.Mounts = append(t.spec.Mounts, bindDevice(d.Path, d.Path))
-	}
-	l.Devices = nil
 }
 
 // findImageVolumes looks their mounts up again: the library sorts the list.

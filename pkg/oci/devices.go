@@ -79,12 +79,12 @@ type node struct {
 	access       string
 }
 
-// addDevices makes nodes in the container, a later one instead of an earlier one at the same path. Nodes
-// cannot be made inside a user namespace, so there the host's are bound.
+// addDevices makes nodes in the container, a later one instead of an earlier one at the same path. Inside
+// a user namespace the runtime can make nodes in the /dev it fills beforehand; elsewhere the host's are bound.
 func (t *translation) addDevices(nodes []node) {
 	l := t.spec.Linux
 	for _, n := range nodes {
-		if t.pod.userns() {
+		if t.pod.userns() && !within("/dev", n.dest) {
 			t.spec.Mounts = append(t.spec.Mounts, bindDevice(n.source, n.dest))
 			continue
 		}

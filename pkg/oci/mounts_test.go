@@ -160,13 +160,16 @@ func TestMountsInUserNamespaces(t *testing.T) {
 	in := usernsInput(t)
 	maps := []*cri.IDMapping{{HostId: 100000, Length: 65536}}
 	in.Config.Mounts = []*cri.Mount{{HostPath: "/", ContainerPath: "/x", UidMappings: maps, GidMappings: maps}}
-	in.Config.Devices = []*cri.Device{{HostPath: "/dev/null", ContainerPath: "/dev/n", Permissions: "r"}}
+	in.Config.Devices = []*cri.Device{{HostPath: "/dev/null", ContainerPath: "/dev/n", Permissions: "r"}, {HostPath: "/dev/null", ContainerPath: "/opt/n", Permissions: "r"}}
 	spec := mustTranslate(t, in).Spec
 	if m := hasMount(spec, "/x"); len(m.UIDMappings) != 1 || m.UIDMappings[0].HostID != 100000 || len(m.GIDMappings) != 1 {
 		t.Errorf("%+v", m)
 	}
-	if m := hasMount(spec, "/dev/n"); m == nil || m.Source != "/dev/null" || len(spec.Linux.Devices) != 0 {
-		t.Errorf("a device node is made where none can be: %+v, %+v", m, spec.Linux.Devices)
+	if m := hasMount(spec, "/opt/n"); m == nil || m.Source != "/dev/null" || hasMount(spec, "/dev/n") != nil {
+		t.Errorf("a device outside /dev is not bound: %+v", spec.Mounts)
+	}
+	if d := spec.Linux.Devices; len(d) != 1 || d[0].Path != "/dev/n" {
+		t.Errorf("nodes %+v", d)
 	}
 	if m := hasMount(spec, "/sys"); m.Type != "sysfs" {
 		t.Errorf("/sys of a pod with its own network: %+v", m)

@@ -204,3 +204,12 @@ func everything(in *ContainerInput) {
 	sc.ReadonlyRootfs, sc.NoNewPrivs = true, true
 	sc.MaskedPaths, sc.ReadonlyPaths = []string{"/bin/ls"}, []string{"/tmp"}
 }
+
+func BenchmarkContainer(b *testing.B) {
+	in := input(b)
+	in.security().Seccomp = &cri.SecurityProfile{}
+	in.security().RunAsUser = &cri.Int64Value{Value: 1000}
+	for b.Loop() {
+		mustTranslate(b, in)
+	}
+}

@@ -2,7 +2,7 @@
 //
 // It is the only package that knows both vocabularies: CRI messages come in, a specs.Spec goes out, and
 // pkg/runtime reads that without knowing of pods. Every field of the CRI is either translated, validated
-// and refused by name, or listed in the package's tests as one that acts elsewhere (labels, logs).
+// and refused by name, or known to act elsewhere; testdata/fields.txt is the list.
 //
 // The package changes nothing on the machine. What it reads is what a translation cannot do without: the
 // account files of the root filesystem it is given (by descriptor, never leaving that tree), host paths

@@ -193,7 +193,7 @@ func (t *translation) propagation(field string, m *cri.Mount, source string) (st
 
 // mountOf finds the topmost mount that path lies on.
 func mountOf(path string) (*mountinfo.Info, error) {
-	infos, err := mountinfo.GetMounts(mountinfo.ParentsFilter(path))
+	infos, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) { return !within(i.Mountpoint, path), false })
 	if err != nil {
 		return nil, err
 	}

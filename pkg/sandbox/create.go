@@ -235,6 +235,7 @@ func (j *createJob) mountVolumes(ctx context.Context) error {
 			return volumeError(err)
 		}
 		j.volumes[v.Index] = f
+		j.rec.Mounts[v.Request].M.Image.ImageRef = img.ID
 		j.rec.Volumes = append(j.rec.Volumes, volume{v.Index, img.ID, v.SubPath})
 	}
 	return nil
