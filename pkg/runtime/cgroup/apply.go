@@ -184,7 +184,7 @@ func (d dir) missing(controller string) error {
 		return errs.New(errs.Unsupported, "this kernel's %s controller has no such file", controller)
 	}
 	switch err := parent.write("cgroup.subtree_control", "+"+controller); {
-	case errors.Is(err, unix.EBUSY):
+	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EOPNOTSUPP):
 		return errs.New(errs.Conflict, "the %s controller is off: the parent group /%s has processes of its own, and such a group cannot divide a controller. Move them to a group below it", controller, above)
 	case errors.Is(err, unix.ENOENT):
 		return errs.New(errs.Conflict, "the %s controller is off in a group above /%s", controller, above)

@@ -57,6 +57,9 @@ func compileDevices(rules []rule) []insn {
 	}
 	for _, r := range slices.Backward(rules) {
 		out = append(out, r.compile()...)
+		if r.kind == 'a' && r.access == mayAll {
+			return out // the verifier refuses what nothing reaches
+		}
 	}
 	return append(out, insn{op: opSet, dst: r0, imm: 0}, insn{op: opExit})
 }

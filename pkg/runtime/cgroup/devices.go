@@ -71,17 +71,19 @@ type rule struct {
 // DefaultDevices are the rules that every container's device filter ends with: what runc gives too. Nodes
 // may be made of every device; what is open to use are the memory devices of runtime-spec's default
 // devices, terminals and the container's console. They come last, so the resources cannot deny them.
-var DefaultDevices = []specs.LinuxDeviceCgroup{
-	allow("c", -1, -1, "m"), allow("b", -1, -1, "m"),
-	allow("c", 1, 3, "rwm"), // null
-	allow("c", 1, 5, "rwm"), // zero
-	allow("c", 1, 7, "rwm"), // full
-	allow("c", 1, 8, "rwm"), // random
-	allow("c", 1, 9, "rwm"), // urandom
-	allow("c", 5, 0, "rwm"), // tty
-	allow("c", 5, 1, "rwm"), // console
-	allow("c", 5, 2, "rwm"), // ptmx
-	allow("c", 136, -1, "rwm"),
+func DefaultDevices() []specs.LinuxDeviceCgroup {
+	return []specs.LinuxDeviceCgroup{
+		allow("c", -1, -1, "m"), allow("b", -1, -1, "m"),
+		allow("c", 1, 3, "rwm"), // null
+		allow("c", 1, 5, "rwm"), // zero
+		allow("c", 1, 7, "rwm"), // full
+		allow("c", 1, 8, "rwm"), // random
+		allow("c", 1, 9, "rwm"), // urandom
+		allow("c", 5, 0, "rwm"), // tty
+		allow("c", 5, 1, "rwm"), // console
+		allow("c", 5, 2, "rwm"), // ptmx
+		allow("c", 136, -1, "rwm"),
+	}
 }
 
 func allow(kind string, major, minor int64, may string) specs.LinuxDeviceCgroup {
@@ -91,7 +93,7 @@ func allow(kind string, major, minor int64, may string) specs.LinuxDeviceCgroup 
 // parseRules reads the resources' rules with the default ones after them.
 func parseRules(list []specs.LinuxDeviceCgroup) ([]rule, error) {
 	var out []rule
-	for _, l := range slices.Concat(list, DefaultDevices) {
+	for _, l := range slices.Concat(list, DefaultDevices()) {
 		r := rule{devices{'a', -1, -1}, l.Allow, mayAll}
 		switch l.Type {
 		case "b", "c":

@@ -78,7 +78,7 @@ func TestDevicePrograms(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		all := append(list, DefaultDevices...)
+		all := append(list, DefaultDevices()...)
 		prog := compileDevices(rules)
 		for range 100 {
 			kind, a := uint32(1+r.IntN(2)), access(1+r.IntN(7))

@@ -117,7 +117,13 @@ func enable(d dir) {
 			missing = append(missing, "+"+c)
 		}
 	}
-	if len(missing) == 0 || d.write("cgroup.subtree_control", strings.Join(missing, " ")) == nil || len(missing) == 1 {
+	if len(missing) == 0 {
+		return
+	}
+	// One at a time, a group with processes would take the controllers that can divide threads, and so
+	// become the root of a threaded tree, whose children no process can enter.
+	err = d.write("cgroup.subtree_control", strings.Join(missing, " "))
+	if err == nil || errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EOPNOTSUPP) || len(missing) == 1 {
 		return
 	}
 	for _, m := range missing {

@@ -117,6 +117,18 @@ func TestCreateV2Refused(t *testing.T) {
 		mkdir unified/a`)
 }
 
+// TestCreateV2Busy has processes in the parent: it must not be made threaded.
+func TestCreateV2Busy(t *testing.T) {
+	f := newFake(t, V2)
+	f.fail["write unified/cgroup.subtree_control"] = unix.EBUSY
+	if _, err := f.Create("/a", CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	transcript(t, f.take(), `
+		write unified/cgroup.subtree_control +cpu +cpuset +io +memory +pids: device or resource busy
+		mkdir unified/a`)
+}
+
 func TestCreateV1(t *testing.T) {
 	f := newFake(t, V1)
 	for range 2 { // the second time finds everything

@@ -137,7 +137,7 @@ func setIO2(t *txn, d dir, b *specs.LinuxBlockIO) error {
 			if r.Rate != 0 { // 0 lifts the limit on v1
 				value = l.key + "=" + strconv.FormatUint(r.Rate, 10)
 			}
-			if err := t.setKeyed(d, "io.max", device(r.LinuxBlockIODevice), value, keyed["io.max"]); err != nil {
+			if err := t.setKeyed(d, "io.max", device(r.LinuxBlockIODevice), value, noIOMax); err != nil {
 				return err
 			}
 		}

@@ -65,7 +65,7 @@ func setRdma(t *txn, res *specs.LinuxResources) error {
 		}
 		r := res.Rdma[device]
 		value := "hca_handle=" + orMax(r.HcaHandles) + " hca_object=" + orMax(r.HcaObjects)
-		if err := t.setKeyed(d, "rdma.max", device, value, "hca_handle=max hca_object=max"); err != nil {
+		if err := t.setKeyed(d, "rdma.max", device, value, noRdmaMax); err != nil {
 			return err
 		}
 	}
@@ -160,20 +160,32 @@ func (t *txn) at(tree *hierarchy) (dir, error) {
 	return d, err
 }
 
-// keyed are the files with a line for each key, and what the entry of a key is that has no line.
-var keyed = map[string]string{
-	"io.max":     "rbps=max wbps=max riops=max wiops=max",
-	"io.latency": "target=0",
-	"io.weight":  "default",
-	"rdma.max":   "hca_handle=max hca_object=max",
-	"misc.max":   "max",
-	"dmem.max":   "max",
-	"dmem.min":   "0",
-	"dmem.low":   "0",
+// keyed returns, for the files with a line for each key, what the entry of a key is that has no line.
+func keyed(file string) (without string, ok bool) {
+	switch file {
+	case "io.max":
+		return noIOMax, true
+	case "io.latency":
+		return "target=0", true
+	case "io.weight":
+		return "default", true
+	case "rdma.max":
+		return noRdmaMax, true
+	case "misc.max", "dmem.max":
+		return "max", true
+	case "dmem.min", "dmem.low":
+		return "0", true
+	}
+	return "", false
 }
 
+const (
+	noIOMax   = "rbps=max wbps=max riops=max wiops=max"
+	noRdmaMax = "hca_handle=max hca_object=max"
+)
+
 func (t *txn) setUnified(d dir, file, line string) error {
-	without, ok := keyed[file]
+	without, ok := keyed(file)
 	if !ok {
 		return t.set(d, file, line)
 	}

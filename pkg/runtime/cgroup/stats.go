@@ -103,14 +103,14 @@ func (g *Group) Stats() (*Stats, error) {
 	defer closeAll(dirs)
 	s := &Stats{Memory: MemoryStats{Limit: Unlimited, SwapLimit: Unlimited}, Pids: PidsStats{Limit: Unlimited}}
 	for _, d := range dirs {
-		readers := readers1
+		read := s.read1
 		if d.tree.Unified {
-			readers = readers2
+			read = s.read2
 			err = s.pressure(d)
 		}
 		for _, c := range d.tree.Controllers {
-			if read := readers[c]; read != nil && err == nil {
-				err = read(s, d)
+			if err == nil {
+				err = read(c, d)
 			}
 		}
 		if err != nil {
@@ -120,16 +120,40 @@ func (g *Group) Stats() (*Stats, error) {
 	return s, nil
 }
 
-type reader func(*Stats, dir) error
-
-var readers1 = map[string]reader{
-	"cpu": (*Stats).cpu1, "cpuacct": (*Stats).cpuacct, "memory": (*Stats).memory1, "pids": (*Stats).pids,
-	"blkio": (*Stats).blkio, "hugetlb": (*Stats).hugetlb1,
+// read1 reads what a controller on v1 counts.
+func (s *Stats) read1(controller string, d dir) error {
+	switch controller {
+	case "cpu":
+		return s.cpu1(d)
+	case "cpuacct":
+		return s.cpuacct(d)
+	case "memory":
+		return s.memory1(d)
+	case "pids":
+		return s.pids(d)
+	case "blkio":
+		return s.blkio(d)
+	case "hugetlb":
+		return s.hugetlb1(d)
+	}
+	return nil
 }
 
-var readers2 = map[string]reader{
-	"cpu": (*Stats).cpu2, "memory": (*Stats).memory2, "pids": (*Stats).pids, "io": (*Stats).io2,
-	"hugetlb": (*Stats).hugetlb2,
+// read2 reads what a controller on v2 counts.
+func (s *Stats) read2(controller string, d dir) error {
+	switch controller {
+	case "cpu":
+		return s.cpu2(d)
+	case "memory":
+		return s.memory2(d)
+	case "pids":
+		return s.pids(d)
+	case "io":
+		return s.io2(d)
+	case "hugetlb":
+		return s.hugetlb2(d)
+	}
+	return nil
 }
 
 // pairs calls f for every line "key value" of a file; one that is not there has none.
@@ -222,21 +246,27 @@ func parsePressure(text string) Pressure {
 	return p
 }
 
+var (
+	hugeOnce  sync.Once
+	hugeSizes []string
+)
+
 // hugePageSizes are the kernel's, as the files are named.
-var hugePageSizes = sync.OnceValue(func() []string {
-	list, err := os.ReadDir("/sys/kernel/mm/hugepages")
-	if err != nil {
-		return nil
-	}
-	var out []string
-	for _, e := range list {
-		kb, err := strconv.ParseUint(strings.TrimSuffix(strings.TrimPrefix(e.Name(), "hugepages-"), "kB"), 10, 64)
-		if err == nil {
-			out = append(out, hugeName(kb))
+func hugePageSizes() []string {
+	hugeOnce.Do(func() {
+		list, err := os.ReadDir("/sys/kernel/mm/hugepages")
+		if err != nil {
+			return
 		}
-	}
-	return out
-})
+		for _, e := range list {
+			kb, err := strconv.ParseUint(strings.TrimSuffix(strings.TrimPrefix(e.Name(), "hugepages-"), "kB"), 10, 64)
+			if err == nil {
+				hugeSizes = append(hugeSizes, hugeName(kb))
+			}
+		}
+	})
+	return hugeSizes
+}
 
 // hugeName is the name the hugetlb controller gives a size.
 func hugeName(kb uint64) string {

@@ -67,7 +67,7 @@ func (p *Program) Image() ([]byte, error) {
 	ops := headSize + (len(p.ops)+1)*opSize
 	size := ops + len(p.data)
 	img := make([]byte, dataOff+size)
-	elfHeader(img, uint64(size))
+	elfHeader(img, uint64(size), uint64(size+p.scratch))
 	copy(img[codeOff:], text)
 	d := img[dataOff:]
 	le := binary.LittleEndian
@@ -90,6 +90,11 @@ func (p *Program) putOp(b []byte, i int) {
 	for j := range o.args {
 		switch a := &o.args[j]; a.kind {
 		case argInt:
+		case argScratch:
+			a.val = p.addr(uint64(len(p.data)))
+		case argScratchWord:
+			o.flags |= 1 << j
+			a.val = p.addr(uint64(len(p.data)))
 		case argSlot:
 			o.flags |= 1 << j
 			a.val = p.addr(a.val)
@@ -124,7 +129,7 @@ func putRaw(b []byte, o *Op, index int) {
 
 // elfHeader writes the ELF header and three program headers: text, data, and a stack that is not
 // executable.
-func elfHeader(img []byte, size uint64) {
+func elfHeader(img []byte, size, memory uint64) {
 	le := binary.LittleEndian
 	copy(img, "\x7fELF\x02\x01\x01")
 	le.PutUint16(img[16:], 2) // ET_EXEC
@@ -135,7 +140,7 @@ func elfHeader(img []byte, size uint64) {
 	le.PutUint16(img[52:], 64)
 	le.PutUint16(img[54:], 56)
 	le.PutUint16(img[56:], 3)
-	segment := func(i int, typ, flags uint32, off, addr, n uint64) {
+	segment := func(i int, typ, flags uint32, off, addr, n, mem uint64) {
 		h := img[64+56*i:]
 		le.PutUint32(h, typ)
 		le.PutUint32(h[4:], flags)
@@ -143,11 +148,11 @@ func elfHeader(img []byte, size uint64) {
 		le.PutUint64(h[16:], addr)
 		le.PutUint64(h[24:], addr)
 		le.PutUint64(h[32:], n)
-		le.PutUint64(h[40:], n)
+		le.PutUint64(h[40:], mem)
 		le.PutUint64(h[48:], segAlign)
 	}
 	const load, stack = 1, 0x6474e551
-	segment(0, load, 5, 0, textAddr, dataOff)
-	segment(1, load, 6, dataOff, dataAddr, size)
-	segment(2, stack, 6, 0, 0, 0)
+	segment(0, load, 5, 0, textAddr, dataOff, dataOff)
+	segment(1, load, 6, dataOff, dataAddr, size, memory)
+	segment(2, stack, 6, 0, 0, 0, 0)
 }

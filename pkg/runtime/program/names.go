@@ -20,7 +20,7 @@ var calls = []call{
 	{unix.SYS_OPENAT2, "openat2", "fsxd"}, {unix.SYS_OPENAT, "openat", "fsOo"}, {unix.SYS_CLOSE, "close", "f"},
 	{unix.SYS_CLOSE_RANGE, "close_range", "ffr"}, {unix.SYS_READ, "read", "fxd"}, {unix.SYS_WRITE, "write", "fxd"},
 	{unix.SYS_FCHDIR, "fchdir", "f"}, {unix.SYS_CHDIR, "chdir", "s"}, {unix.SYS_GETCWD, "getcwd", "xd"},
-	{unix.SYS_MOUNT, "mount", "sssms"}, {unix.SYS_UMOUNT2, "umount2", "su"}, {unix.SYS_PIVOT_ROOT, "pivot_root", "ss"},
+	{unix.SYS_MOUNT, "mount", "sssms"}, {unix.SYS_UMOUNT2, "umount2", "su"}, {unix.SYS_CHROOT, "chroot", "s"}, {unix.SYS_PIVOT_ROOT, "pivot_root", "ss"},
 	{unix.SYS_MOVE_MOUNT, "move_mount", "fsfsv"}, {unix.SYS_OPEN_TREE, "open_tree", "fst"},
 	{unix.SYS_MOUNT_SETATTR, "mount_setattr", "fstxd"}, {unix.SYS_FSOPEN, "fsopen", "sd"},
 	{unix.SYS_FSCONFIG, "fsconfig", "fdssd"}, {unix.SYS_FSMOUNT, "fsmount", "fdA"},

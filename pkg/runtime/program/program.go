@@ -26,15 +26,17 @@ const ExitFailed = 125
 
 // The kinds of an argument.
 const (
-	argInt    = iota
-	argSlot   // value of a slot: data offset, loaded when the operation runs
-	argAddr   // address of a slot or buffer in the data
-	argStr    // NUL-terminated string in the data
-	argStrs   // argv or envp in the data
-	argHow    // struct open_how in the data
-	argAttr   // struct mount_attr in the data
-	argFilter // struct sock_fprog in the data
-	argWords  // 64-bit words in the data, the first says how many bytes
+	argInt         = iota
+	argSlot        // value of a slot: data offset, loaded when the operation runs
+	argAddr        // address of a slot or buffer in the data
+	argStr         // NUL-terminated string in the data
+	argStrs        // argv or envp in the data
+	argHow         // struct open_how in the data
+	argAttr        // struct mount_attr in the data
+	argFilter      // struct sock_fprog in the data
+	argWords       // bytes in the data, after a word that says how many
+	argScratch     // address of the scratch area
+	argScratchWord // value of its first word
 )
 
 // Arg is an argument of an operation.
@@ -116,14 +118,16 @@ func (o *Op) Catch(l Label, errnos ...syscall.Errno) *Op {
 
 // Program is a program being built. The zero value is not usable; New makes one.
 type Program struct {
-	ops    []Op
-	labels []int32  // operation index of a label, -1 while unbound
-	data   []byte   // everything that arguments point to
-	relocs []uint32 // offsets of words in data that are offsets in data
-	what   string   // subject of the operations being added
-	strs   map[string]uint32
-	slots  []slotName
-	report uint64
+	ops     []Op
+	labels  []int32  // operation index of a label, -1 while unbound
+	data    []byte   // everything that arguments point to
+	relocs  []uint32 // offsets of words in data that are offsets in data
+	what    string   // subject of the operations being added
+	strs    map[string]uint32
+	consts  map[[4]uint64]uint32 // of How and Attr
+	slots   []slotName
+	report  uint64
+	scratch int // bytes behind data
 }
 
 type slotName struct {
@@ -137,6 +141,7 @@ func New() *Program {
 		ops:    make([]Op, 0, 192),
 		data:   make([]byte, 0, 6144),
 		strs:   make(map[string]uint32, 96),
+		consts: make(map[[4]uint64]uint32, 16),
 		report: launch.ReportFD,
 	}
 }
@@ -262,12 +267,22 @@ func (p *Program) Strs(list []string) Arg {
 
 // How is the address of a struct open_how; pass Int(unix.SizeofOpenHow) after it.
 func (p *Program) How(flags int, mode uint32, resolve uint64) Arg {
-	return Arg{argHow, uint64(p.words(0, uint64(flags|unix.O_CLOEXEC|unix.O_LARGEFILE), uint64(mode), resolve))}
+	return Arg{argHow, p.constant([4]uint64{uint64(flags | unix.O_CLOEXEC | unix.O_LARGEFILE), uint64(mode), resolve})}
 }
 
-// Attr is the address of a struct mount_attr; pass Int(unix.SizeofMountAttr) after it.
+// Attr is the address of a struct mount_attr; pass its size, 32, after it.
 func (p *Program) Attr(set, clr, propagation uint64) Arg {
-	return Arg{argAttr, uint64(p.words(0, set, clr, propagation, 0))}
+	return Arg{argAttr, p.constant([4]uint64{set, clr, propagation})}
+}
+
+// constant keeps one copy of each struct.
+func (p *Program) constant(w [4]uint64) uint64 {
+	off, ok := p.consts[w]
+	if !ok {
+		off = p.words(0, w[:]...)
+		p.consts[w] = off
+	}
+	return uint64(off)
 }
 
 // Words is the address of constant 64-bit words.
@@ -291,29 +306,46 @@ func (p *Program) Filter(insns []byte) Arg {
 	return Arg{argFilter, uint64(p.words(2, uint64(len(insns)/8), uint64(code)))}
 }
 
+// Scratch returns n bytes behind the program's data that the image does not hold: zero at the start, for
+// answers of the kernel. A program has one such area.
+func (p *Program) Scratch(n int) Arg {
+	p.scratch = max(p.scratch, n)
+	return Arg{argScratch, 0}
+}
+
+// ScratchWord is the value of the first 64-bit word of the scratch area when the operation runs.
+func (p *Program) ScratchWord() Arg {
+	p.scratch = max(p.scratch, 8)
+	return Arg{argScratchWord, 0}
+}
+
+// recordNames are the records' names in the text form, from launch.RecordReady on.
+var recordNames = [...]string{"READY", "PID", "GATE"}
+
 // ReportFrom makes the interpreter write failures to the descriptor in a slot, from the operation on that
 // saves it there: for a report pipe that has to make room for the container's own descriptors.
 func (p *Program) ReportFrom() Slot { return reportSlot }
 
-// Report adds the operation that writes one record; fd is the report pipe, value a constant or slot.
+// Report adds the operation that writes one record with the value 0; fd is the report pipe.
 func (p *Program) Report(fd Arg, kind uint64) {
-	rec := p.words(0, kind, 0)
-	p.Call(unix.SYS_WRITE, fd, Arg{argAddr, uint64(rec)}, Int(launch.RecordSize)).Want(launch.RecordSize, unix.EPIPE)
+	_, write := p.ReportValue(kind)
+	write(fd)
 }
 
-// ReportValue returns the slot whose value the record that Message's operation writes carries, and the
-// function that adds that operation.
+// ReportValue returns the slot that holds a record's value, and the function that adds the operation that
+// writes the record.
 func (p *Program) ReportValue(kind uint64) (Slot, func(fd Arg)) {
 	rec := p.words(0, kind, 0)
+	p.slots = append(p.slots, slotName{rec, recordNames[kind-launch.RecordReady]}, slotName{rec + 8, "value"})
 	return Slot(rec + 8), func(fd Arg) {
 		p.Call(unix.SYS_WRITE, fd, Arg{argAddr, uint64(rec)}, Int(launch.RecordSize)).Want(launch.RecordSize, unix.EPIPE)
 	}
 }
 
 // Gate adds the operations that report the gate and read it: anything but the token ends the program.
-func (p *Program) Gate(fd Arg) {
+func (p *Program) Gate(report, fd Arg) {
 	buf := p.Slot("token")
-	p.Report(Int(launch.ReportFD), launch.RecordGate)
+	p.Report(report, launch.RecordGate)
 	p.Call(unix.SYS_READ, fd, buf.Addr(), Int(1)).Want(1, unix.ECANCELED)
 	p.Load(buf.Val(), 0xff).Want(launch.GateToken, unix.ECANCELED)
 }
@@ -347,15 +379,15 @@ func (p *Program) check() error {
 }
 
 // Nest adds a clone(CLONE_PARENT) and body as what the child does. The child is the process from then on:
-// its pid is reported, and its parent exits. The child has the values of all slots. The body must end the
+// its pid is reported on fd, and its parent exits. The child has the values of all slots. The body must end the
 // child (Exit, an execve, Pause).
-func (p *Program) Nest(body func()) {
+func (p *Program) Nest(fd Arg, body func()) {
 	parent := p.Label()
 	pid, report := p.ReportValue(launch.RecordPid)
 	p.Call(unix.SYS_CLONE, Int(unix.CLONE_PARENT|uint64(unix.SIGCHLD)), Int(0), Int(0), Int(0), Int(0)).Save(pid).Else(0, parent)
 	body()
 	p.Bind(parent)
-	report(Int(launch.ReportFD))
+	report(fd)
 	p.Exit(0)
 }
 

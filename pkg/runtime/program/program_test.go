@@ -153,7 +153,7 @@ func TestUnboundLabel(t *testing.T) {
 func gated() *program.Program {
 	p := program.New()
 	p.Subject("gate")
-	p.Gate(program.Int(launch.GateFD))
+	p.Gate(program.Int(launch.ReportFD), program.Int(launch.GateFD))
 	settle(p)
 	say(p, "go")
 	p.Exit(0)
@@ -257,10 +257,10 @@ func TestDetachedGate(t *testing.T) {
 func nested(gate bool) *program.Program {
 	p := program.New()
 	p.Subject("clone")
-	p.Nest(func() {
+	p.Nest(program.Int(launch.ReportFD), func() {
 		p.Subject("child")
 		if gate {
-			p.Gate(program.Int(launch.GateFD))
+			p.Gate(program.Int(launch.ReportFD), program.Int(launch.GateFD))
 		}
 		settle(p)
 		say(p, "child")

@@ -123,6 +123,10 @@ func (p *Program) argText(a Arg, form byte) string {
 		return p.slotText(a.val)
 	case argAddr:
 		return "&" + p.slotText(a.val)
+	case argScratch:
+		return "&scratch"
+	case argScratchWord:
+		return "scratch"
 	case argStr:
 		return p.cstr(a.val)
 	case argStrs:

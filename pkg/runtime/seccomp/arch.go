@@ -35,9 +35,14 @@ const (
 // machine is an architecture of the project with the ABIs its kernels offer, the native one first.
 type machine struct{ abis []abi }
 
-var machines = map[string]machine{
-	"amd64": {[]abi{abiAMD64, abi386, abiX32}},
-	"arm64": {[]abi{abiARM64, abiARM}},
+func machineOf(goarch string) (m machine, ok bool) {
+	switch goarch {
+	case "amd64":
+		return machine{[]abi{abiAMD64, abi386, abiX32}}, true
+	case "arm64":
+		return machine{[]abi{abiARM64, abiARM}}, true
+	}
+	return machine{}, false
 }
 
 var audit = [...]uint32{

@@ -60,7 +60,7 @@ func Compile(p *specs.LinuxSeccomp, goarch string) (Filter, error) {
 	if p == nil || p.DefaultAction == "" && len(p.Syscalls) == 0 {
 		return Filter{}, nil
 	}
-	m, ok := machines[goarch]
+	m, ok := machineOf(goarch)
 	if !ok {
 		return Filter{}, fmt.Errorf("seccomp: no system call table for architecture %q", goarch)
 	}

@@ -1,0 +1,151 @@
+package runtime
+
+import (
+	"fmt"
+	"os"
+	"path"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cri-server/cri-server/pkg/runtime/program"
+	"github.com/cri-server/cri-server/pkg/sys"
+)
+
+// hierarchy is a mounted cgroup hierarchy of the host.
+type hierarchy struct {
+	mount string // mount point
+	name  string // last component of it: "cpu,cpuacct", "systemd", "unified"
+	v2    bool
+	data  string // mount options that name a v1 hierarchy
+}
+
+// hierarchies are the host's, read once: they do not change while it is up.
+var hierarchies = sync.OnceValues(func() ([]hierarchy, error) {
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	return parseHierarchies(string(b)), nil
+})
+
+func parseHierarchies(mountinfo string) []hierarchy {
+	var list []hierarchy
+	seen := map[string]bool{}
+	for _, line := range strings.Split(mountinfo, "\n") {
+		before, after, ok := strings.Cut(line, " - ")
+		head, tail := strings.Fields(before), strings.Fields(after)
+		if !ok || len(head) < 6 || len(tail) < 3 || !strings.HasPrefix(tail[0], "cgroup") || head[3] != "/" {
+			continue
+		}
+		h := hierarchy{mount: head[4], name: path.Base(head[4]), v2: tail[0] == "cgroup2"}
+		key := "v2"
+		if !h.v2 {
+			h.data = hierarchyName(tail[2])
+			key = h.data
+		}
+		if h.mount == "/sys/fs/cgroup" {
+			h.name = ""
+		}
+		if !seen[key] {
+			seen[key] = true
+			list = append(list, h)
+		}
+	}
+	return list
+}
+
+// hierarchyName keeps of a v1 superblock's options those that say which hierarchy it is.
+func hierarchyName(super string) string {
+	var keep []string
+	named := false
+	for _, o := range strings.Split(super, ",") {
+		switch o {
+		case "rw", "ro", "xattr", "noprefix", "clone_children", "none", "cpuset_v2_mode", "nsdelegate":
+		default:
+			if strings.HasPrefix(o, "release_agent=") {
+				continue
+			}
+			named = named || strings.HasPrefix(o, "name=")
+			keep = append(keep, o)
+		}
+	}
+	if named && len(keep) == 1 {
+		keep = append([]string{"none"}, keep...)
+	}
+	return strings.Join(keep, ",")
+}
+
+// planCgroup plans a mount of type cgroup: the hierarchies as the container's cgroup namespace shows them,
+// or without one the container's own directories. On v1 it is a tmpfs with a directory per hierarchy.
+func (c *compiler) planCgroup(o *Options, b *build, plan mountPlan) error {
+	list, err := hierarchies()
+	if err != nil {
+		return err
+	}
+	flags := plan.opts.flags | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	if len(list) == 1 && list[0].v2 && list[0].name == "" {
+		return c.planHierarchy(o, b, list[0], plan.dest, flags)
+	}
+	top := plan
+	top.kind, top.fstype, top.source = mountFS, "tmpfs", "tmpfs"
+	top.late = flags&unix.MS_RDONLY != 0
+	top.opts = &mountOptions{flags: flags &^ unix.MS_RDONLY, data: []string{"mode=755"}}
+	b.mounts = append(b.mounts, top)
+	for _, h := range list {
+		if h.name == "" {
+			continue
+		}
+		if err := c.planHierarchy(o, b, h, plan.dest+"/"+h.name, flags); err != nil {
+			return err
+		}
+		if !h.v2 && strings.Contains(h.name, ",") {
+			b.mounts = append(b.mounts, mountPlan{kind: mountLinks, dest: plan.dest, source: h.name})
+		}
+	}
+	return nil
+}
+
+func (c *compiler) planHierarchy(o *Options, b *build, h hierarchy, dest string, flags uintptr) error {
+	plan := mountPlan{dest: dest, opts: &mountOptions{flags: flags}}
+	if b.ns.create&unix.CLONE_NEWCGROUP != 0 || b.ns.joined&unix.CLONE_NEWCGROUP != 0 {
+		plan.kind, plan.fstype, plan.source = mountFS, "cgroup", "cgroup"
+		if h.v2 {
+			plan.fstype = "cgroup2"
+		} else {
+			plan.opts.data = strings.Split(h.data, ",")
+		}
+		b.mounts = append(b.mounts, plan)
+		return nil
+	}
+	dir := h.mount
+	if o.Cgroup != nil {
+		dir = path.Join(h.mount, path.Clean("/"+o.Cgroup.Path()))
+	}
+	tree, err := sys.OpenTree(nil, dir, true)
+	if err != nil {
+		return fmt.Errorf("cgroup %s: %w", dir, err)
+	}
+	attr := unix.MountAttr{Propagation: unix.MS_PRIVATE, Attr_set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC}
+	if flags&unix.MS_RDONLY != 0 {
+		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
+	}
+	if err := sys.SetMount(tree, true, attr); err != nil {
+		tree.Close()
+		return err
+	}
+	plan.kind, plan.isDir, plan.source = mountTree, true, dir
+	plan.tree = c.files.add(tree, true)
+	b.mounts = append(b.mounts, plan)
+	return nil
+}
+
+// compileLinks adds a link per controller of a v1 hierarchy that has several.
+func (c *compiler) compileLinks(root program.Arg, m *mountPlan) {
+	c.open(root, m.dest, unix.O_PATH|unix.O_DIRECTORY, resolve(m.dest)).Save(c.dst)
+	for _, name := range strings.Split(m.source, ",") {
+		c.p.Call(unix.SYS_SYMLINKAT, c.p.Str(m.source), c.dst.Val(), c.p.Str(name)).Accept(unix.EEXIST)
+	}
+	c.close(c.dst)
+}

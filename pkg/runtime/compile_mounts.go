@@ -1,0 +1,259 @@
+package runtime
+
+import (
+	"path"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cri-server/cri-server/pkg/runtime/program"
+)
+
+// resolve are the openat2 rules for a destination: inside the root filesystem always, and without any link
+// where the kernel's filesystems belong, so that an image cannot have them mounted elsewhere.
+func resolve(dest string) uint64 {
+	const inRoot = unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS
+	switch first, _, _ := strings.Cut(dest, "/"); first {
+	case "proc", "sys", "dev":
+		return inRoot | unix.RESOLVE_NO_SYMLINKS
+	}
+	return inRoot
+}
+
+// openDir adds operations that open the directory dest of the root filesystem into slot, O_PATH, and make
+// it with its missing parents when it does not exist.
+func (c *compiler) openDir(root program.Arg, dest string, slot program.Slot) {
+	have := c.p.Label()
+	const flags = unix.O_PATH | unix.O_DIRECTORY
+	c.open(root, dest, flags, resolve(dest)).Save(slot).Accept(unix.ENOENT).Then(have)
+	c.makeDirs(root, dest)
+	c.open(root, dest, flags, resolve(dest)).Save(slot)
+	c.p.Bind(have)
+}
+
+// makeDirs adds operations that make dest and its parents. A link to nowhere on the way is an error.
+func (c *compiler) makeDirs(root program.Arg, dest string) {
+	parts := strings.Split(dest, "/")
+	for i, name := range parts {
+		parent := "."
+		if i > 0 {
+			parent = strings.Join(parts[:i], "/")
+		}
+		c.open(root, parent, unix.O_PATH|unix.O_DIRECTORY, resolve(dest)).Save(c.aux)
+		c.p.Call(unix.SYS_MKDIRAT, c.aux.Val(), c.p.Str(name), num(0o755)).Accept(unix.EEXIST)
+		c.close(c.aux)
+	}
+}
+
+// openFile is openDir for a file, which is made empty when it does not exist.
+func (c *compiler) openFile(root program.Arg, dest string, slot program.Slot) {
+	have := c.p.Label()
+	c.open(root, dest, unix.O_PATH, resolve(dest)).Save(slot).Accept(unix.ENOENT).Then(have)
+	parent, name := path.Split(dest)
+	parent = strings.TrimSuffix(parent, "/")
+	if parent == "" {
+		parent = "."
+	} else {
+		c.makeDirs(root, parent)
+	}
+	c.open(root, parent, unix.O_PATH|unix.O_DIRECTORY, resolve(dest)).Save(c.aux)
+	c.p.Call(unix.SYS_OPENAT2, c.aux.Val(), c.p.Str(name), c.p.How(unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY, 0o644, unix.RESOLVE_BENEATH),
+		num(unix.SizeofOpenHow)).Save(slot)
+	c.close(slot)
+	c.close(c.aux)
+	c.open(root, dest, unix.O_PATH, resolve(dest)).Save(slot)
+	c.p.Bind(have)
+}
+
+// attach adds the move_mount of a detached tree onto what slot is open on.
+func (c *compiler) attach(tree program.Arg, slot program.Slot) {
+	c.p.Call(unix.SYS_MOVE_MOUNT, tree, c.p.Str(""), slot.Val(), c.p.Str(""), num(unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH))
+}
+
+// sizeofMountAttr is MOUNT_ATTR_SIZE_VER0.
+const sizeofMountAttr = 32
+
+// setattr adds a mount_setattr of the mount that fd is open on.
+func (c *compiler) setattr(fd program.Arg, flags int, set, clr, propagation uint64) {
+	c.p.Call(unix.SYS_MOUNT_SETATTR, fd, c.p.Str(""), num(unix.AT_EMPTY_PATH|flags), c.p.Attr(set, clr, propagation), num(sizeofMountAttr))
+}
+
+func (c *compiler) compileMounts(root program.Arg, mounts []mountPlan) {
+	for i := range mounts {
+		m := &mounts[i]
+		c.p.Subject("mount /" + m.dest)
+		switch m.kind {
+		case mountTree:
+			c.compileTree(root, m)
+		case mountFS:
+			c.compileFS(root, m)
+		case mountLinks:
+			c.compileLinks(root, m)
+		case mountRemount:
+			c.open(root, m.dest, unix.O_PATH|unix.O_DIRECTORY, resolve(m.dest)).Save(c.dst)
+			c.p.Call(unix.SYS_FCHDIR, c.dst.Val())
+			c.p.Call(unix.SYS_MOUNT, nilp, c.p.Str("."), nilp, num(m.mountFlags()|unix.MS_REMOUNT), c.data(m))
+			c.close(c.dst)
+		}
+	}
+}
+
+func (c *compiler) compileTree(root program.Arg, m *mountPlan) {
+	if m.isDir {
+		c.openDir(root, m.dest, c.dst)
+	} else {
+		c.openFile(root, m.dest, c.dst)
+	}
+	c.attach(num(m.tree), c.dst)
+	if m.isDir {
+		kind := "a directory, the destination is not"
+		c.hint(mismatch(m, kind))
+	} else {
+		c.hint(mismatch(m, "not a directory, the destination is one"))
+	}
+	c.close(c.dst)
+}
+
+func mismatch(m *mountPlan, kind string) hint {
+	return func(e syscall.Errno) error {
+		if e == unix.EINVAL || e == unix.ENOTDIR {
+			return wrapErrno(unix.ENOTDIR, "mount /%s: source %s is %s", m.dest, m.source, kind)
+		}
+		return wrapErrno(e, "mount /%s: source %s", m.dest, m.source)
+	}
+}
+
+// mountFlags are the flags for mount(2).
+func (m *mountPlan) mountFlags() uintptr {
+	flags := m.opts.flags
+	if m.opts.bind {
+		flags |= unix.MS_BIND
+	}
+	return flags
+}
+
+func (c *compiler) data(m *mountPlan) program.Arg {
+	if len(m.opts.data) == 0 {
+		return nilp
+	}
+	return c.p.Str(strings.Join(m.opts.data, ","))
+}
+
+// compileFS mounts on the working directory: mount(2) takes no descriptors, and a path through /proc would
+// depend on what the launcher sees there.
+func (c *compiler) compileFS(root program.Arg, m *mountPlan) {
+	c.openDir(root, m.dest, c.dst)
+	c.p.Call(unix.SYS_FCHDIR, c.dst.Val())
+	c.p.Call(unix.SYS_MOUNT, c.p.Str(m.source), c.p.Str("."), c.p.Str(m.fstype), num(m.mountFlags()), c.data(m))
+	c.hint(func(e syscall.Errno) error { return mountError(m, e) })
+	c.close(c.dst)
+	if m.opts.propagation != 0 {
+		c.open(root, m.dest, unix.O_PATH|unix.O_DIRECTORY, resolve(m.dest)).Save(c.dst)
+		c.setattr(c.dst.Val(), 0, 0, 0, m.opts.propagation)
+		c.close(c.dst)
+	}
+}
+
+func mountError(m *mountPlan, e syscall.Errno) error {
+	text := "mount /%s: %s"
+	args := []any{m.dest, m.fstype}
+	if len(m.opts.data) > 0 {
+		text += " with %q"
+		args = append(args, strings.Join(m.opts.data, ","))
+	}
+	return wrapErrno(e, text, args...)
+}
+
+// compileLate makes what had to be writable while things were mounted below it read-only.
+func (c *compiler) compileLate(root program.Arg, mounts []mountPlan) {
+	for i := range mounts {
+		if m := &mounts[i]; m.late {
+			c.p.Subject("mount /" + m.dest + " read-only")
+			c.open(root, m.dest, unix.O_PATH|unix.O_DIRECTORY, resolve(m.dest)).Save(c.dst)
+			c.setattr(c.dst.Val(), 0, unix.MOUNT_ATTR_RDONLY, 0, 0)
+			c.close(c.dst)
+		}
+	}
+}
+
+// compileReadonly makes each path that exists a read-only mount, keeping its other attributes.
+func (c *compiler) compileReadonly(root program.Arg, paths []string) {
+	for _, p := range paths {
+		dest := path.Clean("/" + p)[1:]
+		if dest == "" {
+			continue
+		}
+		skip := c.p.Label()
+		c.p.Subject("make /" + dest + " read-only")
+		c.open(root, dest, unix.O_PATH, inRoot).Save(c.dst).Catch(skip, unix.ENOENT, unix.ENOTDIR)
+		c.p.Call(unix.SYS_OPEN_TREE, c.dst.Val(), c.p.Str(""), num(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE|unix.AT_EMPTY_PATH)).Save(c.aux)
+		c.setattr(c.aux.Val(), unix.AT_RECURSIVE, unix.MOUNT_ATTR_RDONLY, 0, unix.MS_PRIVATE)
+		c.attach(c.aux.Val(), c.dst)
+		c.close(c.aux)
+		c.close(c.dst)
+		c.p.Bind(skip)
+	}
+}
+
+const inRoot = unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS
+
+// compileMasked hides each path that exists: a file behind null (open on a verified /dev/null), a
+// directory behind a clone of one empty read-only filesystem.
+func (c *compiler) compileMasked(root program.Arg, paths []string, null, void program.Slot) {
+	const clone = unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_EMPTY_PATH
+	for _, p := range paths {
+		dest := path.Clean("/" + p)[1:]
+		if dest == "" {
+			continue
+		}
+		file, attach, skip := c.p.Label(), c.p.Label(), c.p.Label()
+		c.p.Subject("mask /" + dest)
+		c.open(root, dest, unix.O_PATH|unix.O_DIRECTORY, inRoot).Save(c.dst).Catch(file, unix.ENOENT, unix.ENOTDIR)
+		c.p.Call(unix.SYS_OPEN_TREE, void.Val(), c.p.Str(""), num(clone)).Save(c.aux).Then(attach)
+		c.p.Bind(file)
+		c.open(root, dest, unix.O_PATH, inRoot).Save(c.dst).Catch(skip, unix.ENOENT, unix.ENOTDIR)
+		c.p.Call(unix.SYS_OPEN_TREE, null.Val(), c.p.Str(""), num(clone)).Save(c.aux)
+		c.p.Bind(attach)
+		c.attach(c.aux.Val(), c.dst)
+		c.close(c.aux)
+		c.close(c.dst)
+		c.p.Bind(skip)
+	}
+}
+
+// openNull opens the container's /dev/null into slot and ends the program unless it is the real one:
+// whatever lies there will cover what must not be seen.
+func (c *compiler) openNull(root program.Arg, slot program.Slot) {
+	c.p.Subject("open /dev/null for masked paths")
+	c.open(root, "dev/null", unix.O_PATH|unix.O_NOFOLLOW, inRoot|unix.RESOLVE_NO_SYMLINKS).Save(slot)
+	c.checkDevice(slot, unix.S_IFCHR, 1, 3, unix.ENODEV)
+}
+
+// checkDevice ends the program with errno unless slot is open on that device.
+func (c *compiler) checkDevice(slot program.Slot, kind uint64, major, minor int64, errno syscall.Errno) {
+	const mode, rdev = 24, 128 // gid and mode, rdev major and minor: two halves of a word each
+	c.p.Call(unix.SYS_STATX, slot.Val(), c.p.Str(""), empty, num(unix.STATX_TYPE), c.buf.Addr(0))
+	c.p.Load(c.buf.Word(mode), unix.S_IFMT<<32).Want(kind<<32, errno)
+	c.p.Load(c.buf.Word(rdev), 1<<64-1).Want(uint64(major)|uint64(minor)<<32, errno)
+}
+
+// makeVoid makes the empty filesystem that masks directories. It is attached below where the root
+// filesystem will be, since only attached mounts can be cloned before 6.15, and goes with the old root.
+func (c *compiler) makeVoid(slot program.Slot) {
+	c.p.Subject("make the filesystem that masks directories")
+	c.p.Call(unix.SYS_FSOPEN, c.p.Str("tmpfs"), num(unix.FSOPEN_CLOEXEC)).Save(c.aux)
+	c.p.Call(unix.SYS_FSCONFIG, c.aux.Val(), num(unix.FSCONFIG_SET_STRING), c.p.Str("mode"), c.p.Str("0555"), num(0))
+	c.p.Call(unix.SYS_FSCONFIG, c.aux.Val(), num(unix.FSCONFIG_SET_STRING), c.p.Str("nr_inodes"), c.p.Str("1"), num(0))
+	c.p.Call(unix.SYS_FSCONFIG, c.aux.Val(), num(unix.FSCONFIG_SET_FLAG), c.p.Str("ro"), nilp, num(0))
+	c.p.Call(unix.SYS_FSCONFIG, c.aux.Val(), num(unix.FSCONFIG_CMD_CREATE), nilp, nilp, num(0))
+	const attrs = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
+	c.p.Call(unix.SYS_FSMOUNT, c.aux.Val(), num(unix.FSMOUNT_CLOEXEC), num(attrs)).Save(slot)
+	c.close(c.aux)
+	c.overRoot(slot.Val())
+}
+
+// overRoot attaches a detached mount on top of the launcher's root directory. Paths still start below it.
+func (c *compiler) overRoot(tree program.Arg) {
+	c.p.Call(unix.SYS_MOVE_MOUNT, tree, c.p.Str(""), cwd, c.p.Str("/"), num(unix.MOVE_MOUNT_F_EMPTY_PATH))
+}

@@ -1,0 +1,125 @@
+package runtime
+
+import (
+	"context"
+	"fmt"
+	"os"
+	goruntime "runtime"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cri-server/cri-server/pkg/errs"
+	"github.com/cri-server/cri-server/pkg/runtime/seccomp"
+)
+
+// PrepareExec makes a program that runs a further process in a container: it joins the container's
+// namespaces by the pidfd of its process in one call, and becomes what the process section says. What is
+// privileged is done before it can be seen inside.
+func PrepareExec(ctx context.Context, o ExecOptions) (*Prepared, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if o.Spec == nil || o.Spec.Linux == nil || o.Process == nil {
+		return nil, errs.New(errs.Invalid, "exec in container %s: the configuration has no linux section, or there is no process", o.ID)
+	}
+	c := newCompiler(o.ID)
+	if err := c.exec(&o); err != nil {
+		c.files.close()
+		return nil, err
+	}
+	p, err := c.seal("exec")
+	if err != nil {
+		c.files.close()
+	}
+	return p, err
+}
+
+func (c *compiler) exec(o *ExecOptions) error {
+	l := o.Spec.Linux
+	flags, err := c.planTarget(o)
+	if err != nil {
+		return err
+	}
+	tasks, err := c.planCgroupPlace(o.Cgroup)
+	if err != nil {
+		return err
+	}
+	if err := c.planProcfs(); err != nil {
+		return err
+	}
+	filter, err := seccomp.Compile(l.Seccomp, goruntime.GOARCH)
+	if err != nil {
+		return errs.New(errs.Invalid, "exec in container %s: %w", o.ID, err)
+	}
+	var extra []int
+	for _, f := range o.ExtraFiles {
+		extra = append(extra, c.files.add(f, false))
+	}
+	userns := flags&unix.CLONE_NEWUSER != 0
+	c.begin(tasks)
+	c.p.Subject("hide the process")
+	c.p.Call(unix.SYS_PRCTL, num(unix.PR_SET_DUMPABLE), num(0), num(0), num(0), num(0))
+	c.p.Subject("join the container")
+	c.p.Call(unix.SYS_SETNS, num(c.target), num(flags))
+	if userns {
+		c.becomeRoot()
+	}
+	proc := *o.Process
+	if proc.OOMScoreAdj == nil && o.Spec.Process != nil {
+		proc.OOMScoreAdj = o.Spec.Process.OOMScoreAdj
+	}
+	if proc.Terminal {
+		c.openConsole(cwd, &proc, false)
+	}
+	return c.process(&processPlan{
+		proc: &proc, filter: filter, gate: o.Gate, clamp: o.Clamp, userns: userns, uidMaps: l.UIDMappings, gidMaps: l.GIDMappings,
+		nested: flags&unix.CLONE_NEWPID != 0, keyring: !o.NoKeyring, extra: extra, stdioOwner: o.StdioOwner, personality: l.Personality,
+	})
+}
+
+// planTarget opens the container's process, and finds the namespaces that differ from ours: joining one's
+// own user namespace is an error, and joining one's own PID namespace would cost a clone.
+func (c *compiler) planTarget(o *ExecOptions) (uintptr, error) {
+	pidfd := o.Pidfd
+	ours := pidfd == nil
+	if ours {
+		fd, err := unix.PidfdOpen(o.Pid, 0)
+		if err != nil {
+			return 0, errs.New(errs.NotFound, "exec in container %s: its process %d: %w", o.ID, o.Pid, err)
+		}
+		pidfd = os.NewFile(uintptr(fd), "pidfd")
+	}
+	c.target = c.files.add(pidfd, ours)
+	var flags uintptr
+	dir := "/proc/" + strconv.Itoa(o.Pid) + "/ns/"
+	for _, n := range nsLinks {
+		theirs, err := os.Readlink(dir + n.link)
+		if os.IsNotExist(err) && n.flag == unix.CLONE_NEWTIME {
+			continue // a kernel without time namespaces
+		}
+		if err != nil {
+			return 0, errs.New(errs.NotFound, "exec in container %s: its process %d has ended: %w", o.ID, o.Pid, err)
+		}
+		mine, err := os.Readlink("/proc/self/ns/" + n.link)
+		if err != nil {
+			return 0, fmt.Errorf("exec in container %s: %w", o.ID, err)
+		}
+		if theirs != mine {
+			flags |= n.flag
+		}
+	}
+	if flags&unix.CLONE_NEWNS == 0 {
+		return 0, errs.New(errs.Conflict, "exec in container %s: process %d is not in a mount namespace of its own", o.ID, o.Pid)
+	}
+	return flags, nil
+}
+
+// nsLinks are the namespaces' names under /proc/<pid>/ns.
+var nsLinks = []struct {
+	link string
+	flag uintptr
+}{
+	{"user", unix.CLONE_NEWUSER}, {"mnt", unix.CLONE_NEWNS}, {"pid", unix.CLONE_NEWPID}, {"net", unix.CLONE_NEWNET},
+	{"ipc", unix.CLONE_NEWIPC}, {"uts", unix.CLONE_NEWUTS}, {"cgroup", unix.CLONE_NEWCGROUP}, {"time", unix.CLONE_NEWTIME},
+}

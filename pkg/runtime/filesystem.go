@@ -1,0 +1,80 @@
+package runtime
+
+import (
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/cri-server/cri-server/pkg/errs"
+)
+
+// filesystem adds the operations that make the container's view of files, and enter it.
+func (c *compiler) filesystem(o *Options, b *build) error {
+	l := o.Spec.Linux
+	root := num(b.rootfs)
+	c.p.Subject("make the mounts of the launcher slaves")
+	c.p.Call(unix.SYS_MOUNT, nilp, c.p.Str("/"), nilp, num(unix.MS_REC|unix.MS_SLAVE), nilp)
+	void, null := c.p.Slot("void"), c.p.Slot("null")
+	if len(l.MaskedPaths) > 0 {
+		c.makeVoid(void)
+	}
+	c.p.Subject("attach the root filesystem")
+	c.overRoot(root)
+	c.compileMounts(root, b.mounts)
+	if err := c.dev(o.Spec, b); err != nil {
+		return err
+	}
+	c.compileReadonly(root, l.ReadonlyPaths)
+	if len(l.MaskedPaths) > 0 {
+		c.openNull(root, null)
+		c.compileMasked(root, l.MaskedPaths, null, void)
+	}
+	if o.Spec.Process.Terminal {
+		c.openConsole(root, o.Spec.Process, !b.devBound)
+	}
+	c.compileLate(root, b.mounts)
+	return c.enterRoot(o, b)
+}
+
+// dev adds the devices and links, unless /dev is the configuration's own.
+func (c *compiler) dev(spec *specs.Spec, b *build) error {
+	if b.devBound || b.devDone {
+		return nil
+	}
+	list, err := devices(spec)
+	if err != nil {
+		return err
+	}
+	if b.userns {
+		list = nil // bind mounts by now
+	}
+	c.compileDevices(num(b.rootfs), list, b.devFresh, true)
+	return nil
+}
+
+// enterRoot makes the new root the only one.
+func (c *compiler) enterRoot(o *Options, b *build) error {
+	root := num(b.rootfs)
+	c.p.Subject("set the root filesystem's attributes")
+	if name := o.Spec.Linux.RootfsPropagation; name != "" {
+		prop, _ := propagation(name)
+		if prop == 0 {
+			return errs.New(errs.Invalid, "rootfsPropagation %q is unknown", name)
+		}
+		if prop != unix.MS_SLAVE {
+			c.setattr(root, 0, 0, 0, prop)
+		}
+	}
+	if o.Spec.Root != nil && o.Spec.Root.Readonly {
+		c.setattr(root, 0, unix.MOUNT_ATTR_RDONLY, 0, 0)
+	}
+	c.p.Subject("enter the root filesystem")
+	c.p.Call(unix.SYS_FCHDIR, root)
+	if o.NoPivot {
+		c.p.Call(unix.SYS_CHROOT, c.p.Str("."))
+	} else {
+		c.p.Call(unix.SYS_PIVOT_ROOT, c.p.Str("."), c.p.Str("."))
+		c.p.Call(unix.SYS_UMOUNT2, c.p.Str("."), num(unix.MNT_DETACH))
+	}
+	c.p.Call(unix.SYS_CHDIR, c.p.Str("/"))
+	return nil
+}

@@ -1,0 +1,65 @@
+package runtime
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/cri-server/cri-server/pkg/errs"
+	"github.com/cri-server/cri-server/pkg/runtime/launch"
+	"github.com/cri-server/cri-server/pkg/runtime/program"
+	"github.com/cri-server/cri-server/pkg/sys"
+)
+
+// idmap gives a detached tree the mapping that its mount asks for.
+func (c *compiler) idmap(o *Options, b *build, m *specs.Mount, opts *mountOptions, tree *os.File) error {
+	uids, gids := m.UIDMappings, m.GIDMappings
+	if len(uids) == 0 && len(gids) == 0 {
+		if !opts.idmap {
+			return nil
+		}
+		uids, gids = b.uidMaps, b.gidMaps
+	}
+	if len(uids) == 0 || len(gids) == 0 {
+		return errs.New(errs.Invalid, "an idmapped mount needs uidMappings and gidMappings")
+	}
+	userns, err := UsernsFD(uids, gids)
+	if err != nil {
+		return err
+	}
+	defer userns.Close()
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(userns.Fd())}
+	if err := sys.SetMount(tree, opts.ridmap, attr); err != nil {
+		return fmt.Errorf("idmap: %w (does the filesystem allow idmapped mounts?)", err)
+	}
+	return nil
+}
+
+// UsernsFD returns a user namespace with these mappings, held by nothing but the descriptor: for idmapped
+// mounts. The caller closes it.
+func UsernsFD(uids, gids []specs.LinuxIDMapping) (*os.File, error) {
+	p := program.New()
+	p.Subject("hold a user namespace")
+	p.Gate(program.Int(launch.ReportFD), program.Int(launch.GateFD))
+	p.Exit(0)
+	f, err := p.Seal("userns")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	req := &launch.Request{
+		Name: "userns", Cloneflags: unix.CLONE_NEWUSER, UIDMaps: launchMaps(uids), GIDMaps: launchMaps(gids), Setgroups: true, Gate: true, Cgroup: -1,
+	}
+	proc, err := launch.Start(req, []*os.File{f}, [3]*os.File{})
+	if err != nil {
+		return nil, fmt.Errorf("make a user namespace: %w", err)
+	}
+	ns, err := os.Open("/proc/" + strconv.Itoa(proc.Pid) + "/ns/user")
+	proc.Kill(unix.SIGKILL)
+	proc.Wait()
+	proc.Close()
+	return ns, err
+}

@@ -1,0 +1,260 @@
+package runtime
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/cri-server/cri-server/pkg/errs"
+	"github.com/cri-server/cri-server/pkg/sys"
+)
+
+// mountKind says how a mount gets there.
+type mountKind int
+
+const (
+	mountTree    mountKind = iota // a detached tree is attached
+	mountFS                       // the program makes the filesystem in its namespaces
+	mountLinks                    // links for the controllers of the hierarchy source, in dest
+	mountRemount                  // what is mounted there already gets other flags
+)
+
+// mountPlan is one mount of the configuration, ready to be compiled.
+type mountPlan struct {
+	kind   mountKind
+	dest   string // below the root filesystem, without a leading slash
+	opts   *mountOptions
+	fstype string
+	source string // of mountFS
+	tree   int    // child descriptor of mountTree
+	isDir  bool   // of mountTree
+	late   bool   // read-only only when everything below is mounted
+}
+
+// localTypes are the filesystems whose contents depend on the namespaces of whoever mounts them, and
+// those any user namespace may mount: the program mounts them itself.
+var localTypes = []string{"proc", "sysfs", "mqueue", "tmpfs", "devpts", "cgroup", "cgroup2", "ramfs", "devtmpfs"}
+
+func isLocal(fstype string) bool {
+	for _, t := range localTypes {
+		if t == fstype {
+			return true
+		}
+	}
+	return false
+}
+
+// target checks and normalises a destination. Lexically: what ".." means in a tree of links is not for the
+// configuration to depend on.
+func target(dest string) (string, error) {
+	if strings.IndexByte(dest, 0) >= 0 || dest == "" {
+		return "", errs.New(errs.Invalid, "mount destination %q is not a path", dest)
+	}
+	dest = path.Clean("/" + dest)[1:]
+	if dest == "" {
+		return "", errs.New(errs.Invalid, "mount destination / would hide the root filesystem")
+	}
+	return dest, nil
+}
+
+// planMounts opens the sources of all mounts.
+func (c *compiler) planMounts(o *Options, b *build) error {
+	for i := range o.Spec.Mounts {
+		m := &o.Spec.Mounts[i]
+		if err := c.planMount(o, b, m, o.MountFDs[i]); err != nil {
+			return fmt.Errorf("mount %s (container %s): %w", m.Destination, o.ID, err)
+		}
+	}
+	return nil
+}
+
+func (c *compiler) planMount(o *Options, b *build, m *specs.Mount, tree *os.File) error {
+	dest, err := target(m.Destination)
+	if err != nil {
+		return err
+	}
+	opts, err := parseMountOptions(m.Options)
+	if err != nil {
+		return errs.With(errs.Invalid, err)
+	}
+	plan := mountPlan{dest: dest, opts: opts, fstype: m.Type, source: m.Source}
+	bind := tree != nil || opts.bind || m.Type == "bind" || m.Type == "rbind"
+	opts.rec = opts.rec || m.Type == "rbind"
+	switch {
+	case opts.remount:
+		plan.kind = mountRemount
+	case bind:
+		if len(opts.data) > 0 {
+			return errs.New(errs.Invalid, "bind mounts have no filesystem options, got %q", opts.data)
+		}
+		return c.planTree(o, b, m, plan, tree)
+	case m.Type == "cgroup" || m.Type == "cgroup2":
+		return c.planCgroup(o, b, plan)
+	case !isLocal(m.Type):
+		return c.planForeign(o, b, m, plan)
+	default:
+		plan.kind = mountFS
+		plan.late = m.Type == "tmpfs" && opts.set&unix.MOUNT_ATTR_RDONLY != 0
+		if plan.late {
+			opts.flags &^= unix.MS_RDONLY
+		}
+		if plan.source == "" || strings.HasPrefix(plan.source, "/") {
+			plan.source = m.Type
+		}
+		if dest == "dev" && m.Type == "tmpfs" {
+			if b.userns {
+				return c.planDev(o, b, plan)
+			}
+			b.devFresh = true
+		}
+		if opts.copyUp && m.Type == "tmpfs" {
+			return c.planCopyUp(o, b, plan)
+		}
+	}
+	b.mounts = append(b.mounts, plan)
+	return nil
+}
+
+// planTree clones the source of a bind mount and gives the clone its attributes.
+func (c *compiler) planTree(o *Options, b *build, m *specs.Mount, plan mountPlan, tree *os.File) error {
+	if isProcPath(plan.dest) {
+		if err := checkProc(m, plan.dest); err != nil {
+			return err
+		}
+	}
+	ours := tree == nil
+	if ours {
+		src, err := hostPath(o.Bundle, m.Source)
+		if err != nil {
+			return err
+		}
+		if tree, err = sys.OpenTree(nil, src, plan.opts.rec); err != nil {
+			return sourceError(src, err)
+		}
+	}
+	plan.kind = mountTree
+	plan.tree = c.files.add(tree, ours)
+	if plan.dest == "dev" {
+		b.devBound = true
+	}
+	return c.planAttrs(o, b, m, plan, tree)
+}
+
+func sourceError(src string, err error) error {
+	var pe *os.PathError
+	if errors.As(err, &pe) {
+		err = pe.Err
+	}
+	return fmt.Errorf("source %s: %w", src, err)
+}
+
+// hostPath is a path of the bundle's configuration as a path of the host.
+func hostPath(bundle, p string) (string, error) {
+	if p == "" || strings.IndexByte(p, 0) >= 0 {
+		return "", errs.New(errs.Invalid, "source %q is not a path", p)
+	}
+	if !filepath.IsAbs(p) {
+		p = filepath.Join(bundle, p)
+	}
+	return p, nil
+}
+
+// planAttrs sets attributes and propagation of a detached tree, and adds its plan.
+func (c *compiler) planAttrs(o *Options, b *build, m *specs.Mount, plan mountPlan, tree *os.File) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(tree.Fd()), &st); err != nil {
+		return os.NewSyscallError("fstat", err)
+	}
+	plan.isDir = st.Mode&unix.S_IFMT == unix.S_IFDIR
+	opts := plan.opts
+	// Private unless told otherwise: what is mounted below it here is nobody's business.
+	prop := opts.propagation
+	if prop == 0 {
+		prop = unix.MS_PRIVATE
+	}
+	if err := sys.SetMount(tree, true, unix.MountAttr{Propagation: prop, Attr_set: opts.setRec, Attr_clr: opts.clrRec}); err != nil {
+		return fmt.Errorf("set propagation: %w", err)
+	}
+	if opts.set|opts.clr != 0 {
+		if err := sys.SetMount(tree, false, unix.MountAttr{Attr_set: opts.set, Attr_clr: opts.clr}); err != nil {
+			return fmt.Errorf("set attributes: %w", err)
+		}
+	}
+	if err := c.idmap(o, b, m, opts, tree); err != nil {
+		return err
+	}
+	b.mounts = append(b.mounts, plan)
+	return nil
+}
+
+// planForeign makes a filesystem of a type that a container's own namespaces do not matter to: here, where
+// its device or options have the meaning they have on the host.
+func (c *compiler) planForeign(o *Options, b *build, m *specs.Mount, plan mountPlan) error {
+	if m.Type == "" || m.Type == "none" {
+		return errs.New(errs.Invalid, "type %q is neither a filesystem nor, with option bind or rbind, a bind mount", m.Type)
+	}
+	opts := plan.opts
+	list := make([]sys.MountOption, 0, len(opts.data)+4)
+	if m.Source != "" {
+		list = append(list, sys.MountOption{Key: "source", Value: m.Source})
+	}
+	for _, f := range []struct {
+		flag uintptr
+		name string
+	}{{unix.MS_RDONLY, "ro"}, {unix.MS_SYNCHRONOUS, "sync"}, {unix.MS_DIRSYNC, "dirsync"}, {unix.MS_LAZYTIME, "lazytime"}} {
+		if opts.flags&f.flag != 0 {
+			list = append(list, sys.MountOption{Key: f.name})
+		}
+	}
+	for _, d := range opts.data {
+		k, v := cutOption(d)
+		list = append(list, sys.MountOption{Key: k, Value: v})
+	}
+	tree, err := sys.NewMount(m.Type, list, 0)
+	if err != nil {
+		return err
+	}
+	plan.kind = mountTree
+	plan.tree = c.files.add(tree, true)
+	return c.planAttrs(o, b, m, plan, tree)
+}
+
+func cutOption(o string) (key, value string) {
+	key, value, _ = strings.Cut(o, "=")
+	return key, value
+}
+
+func isProcPath(dest string) bool { return dest == "proc" || strings.HasPrefix(dest, "proc/") }
+
+// procFiles are what programs that virtualise /proc for a container (lxcfs and its kin) put there.
+var procFiles = []string{
+	"proc/cpuinfo", "proc/diskstats", "proc/meminfo", "proc/stat", "proc/swaps", "proc/uptime",
+	"proc/loadavg", "proc/slabinfo", "proc/sys/kernel/ns_last_pid", "proc/sys/crypto/fips_enabled", "proc/net/dev",
+}
+
+// checkProc refuses bind mounts over /proc that would hide the kernel's answers from everything that
+// relies on them, the masked paths included.
+func checkProc(m *specs.Mount, dest string) error {
+	if dest == "proc" {
+		var st unix.Statfs_t
+		if err := unix.Statfs(m.Source, &st); err != nil {
+			return sourceError(m.Source, err)
+		}
+		if st.Type == unix.PROC_SUPER_MAGIC {
+			return nil
+		}
+		return errs.New(errs.Invalid, "%s is not a proc filesystem and may not be mounted over /proc", m.Source)
+	}
+	for _, f := range procFiles {
+		if dest == f {
+			return nil
+		}
+	}
+	return errs.New(errs.Invalid, "it is inside /proc")
+}

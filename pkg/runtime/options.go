@@ -1,0 +1,89 @@
+// Package runtime turns an OCI configuration into a program that makes the container (compile), with
+// everything the program needs opened beforehand (prepare). pkg/runtime/launch then starts it, in this
+// process or in a shim.
+//
+// The order is: Prepare (or PrepareExec, PrepareHolder) opens sources, root filesystem, namespaces and
+// cgroup files, compiles and seals the program, and returns a Prepared: a launch.Request and the
+// descriptors that travel with it. The program itself uses no path of the host, so it runs the same in a
+// launcher whose mount namespace is nearly empty. What goes wrong in the program comes back as an
+// operation's index; Prepared.Explain makes a sentence of it.
+package runtime
+
+import (
+	"os"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// Cgroup is where a process is placed: pkg/runtime/cgroup's Group.
+type Cgroup interface {
+	// Path is the cgroup's path relative to each hierarchy's mount point.
+	Path() string
+	// TaskFiles opens the "tasks" files of the v1 hierarchies for writing; none on v2.
+	TaskFiles() ([]*os.File, error)
+	// Dir opens the cgroup's directory in the v2 hierarchy, nil where there is none.
+	Dir() (*os.File, error)
+}
+
+// Options are what Prepare makes a container of. Files in it stay the caller's, and open until Start.
+type Options struct {
+	ID     string      // names the container in errors and in its session keyring
+	Spec   *specs.Spec // not modified
+	Bundle string      // directory that relative paths of Spec.Root and mount sources start from
+
+	// Rootfs is a detached mount of the root filesystem, attached as it is. Nil: Spec.Root.Path is cloned.
+	Rootfs *os.File
+	// MountFDs are detached trees that take the place of the Source of Spec.Mounts[index].
+	MountFDs map[int]*os.File
+	// Namespaces are joined by descriptor (of a namespace, or the pidfd of a process in it) in place of
+	// the Path in the configuration. A namespace that is in the configuration neither with a Path nor
+	// here is made new; the one that is not in the configuration is the launcher's.
+	Namespaces map[specs.LinuxNamespaceType]*os.File
+	// Cgroup is made and limited already. Nil: the launcher's cgroups.
+	Cgroup Cgroup
+	// Gate stops the program when all is done but the user's program has not been exec'd.
+	Gate bool
+	// Clamp reduces capabilities and hard limits that this process may not give to what it may; without
+	// it they are errors.
+	Clamp bool
+	// NoPivot enters the root filesystem by chroot, for root filesystems that pivot_root refuses.
+	NoPivot bool
+	// NoKeyring leaves the launcher's session keyring in place.
+	NoKeyring bool
+	// ExtraFiles become descriptors 3 and up of the container's process.
+	ExtraFiles []*os.File
+	// StdioOwner gives those stdio files that are pipes to the container's user.
+	StdioOwner bool
+}
+
+// ExecOptions are what PrepareExec makes a further process of a container of. Files stay the caller's.
+type ExecOptions struct {
+	ID      string         // of the container, for errors and its session keyring
+	Spec    *specs.Spec    // of the container: its namespaces, mappings, seccomp profile; not modified
+	Process *specs.Process // what to run; nil capabilities are none
+	Pid     int            // of the container's process
+	Pidfd   *os.File       // of the same; nil: opened from Pid
+	Cgroup  Cgroup         // the container's; nil: the launcher's
+
+	Gate, Clamp, NoKeyring, StdioOwner bool // as in Options
+	ExtraFiles                         []*os.File
+}
+
+// HolderOptions are what PrepareHolder makes the process that holds a pod's namespaces of.
+type HolderOptions struct {
+	ID string // of the pod, for errors
+	// Namespaces to make; any of network, ipc, uts, user, pid, cgroup. With pid the holder is PID 1 of
+	// the pod and reaps its orphans.
+	Namespaces []specs.LinuxNamespaceType
+	// Join are namespaces to be joined instead, by descriptor.
+	Join map[specs.LinuxNamespaceType]*os.File
+	// UIDMappings and GIDMappings are needed with a user namespace.
+	UIDMappings, GIDMappings []specs.LinuxIDMapping
+	Hostname, Domainname     string            // set in the new UTS namespace when not empty
+	Sysctls                  map[string]string // written in the new namespaces; none with a user namespace: PrepareSysctls
+	Cgroup                   Cgroup
+	OOMScoreAdj              *int
+	Gate, Clamp              bool
+	SelinuxLabel             string // current label of the holder
+	ApparmorProfile          string
+}

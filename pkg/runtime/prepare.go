@@ -1,0 +1,283 @@
+package runtime
+
+import (
+	"context"
+	"fmt"
+	"os"
+	goruntime "runtime"
+	"sort"
+	"sync"
+	"syscall"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/cri-server/cri-server/pkg/errs"
+	"github.com/cri-server/cri-server/pkg/runtime/launch"
+	"github.com/cri-server/cri-server/pkg/runtime/seccomp"
+	"github.com/cri-server/cri-server/pkg/sys"
+)
+
+// build is what the preparation of a container found out and opened.
+type build struct {
+	ns      namespaces
+	userns  bool // the container's user namespace is not the launcher's
+	uidMaps []specs.LinuxIDMapping
+	gidMaps []specs.LinuxIDMapping
+
+	rootfs int // child descriptor
+	mounts []mountPlan
+
+	devFresh bool // the program mounts a new tmpfs on /dev
+	devBound bool // /dev is the configuration's affair
+	devDone  bool // /dev comes filled
+
+	bindDevices []device
+	filter      seccomp.Filter
+	tasks       []int
+	extra       []int // child descriptors of the container's own files
+}
+
+// Prepare makes a program of a container's configuration and opens what it needs. It does not block on
+// anything but the filesystems that sources lie on. On failure nothing stays open.
+func Prepare(ctx context.Context, o Options) (*Prepared, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if o.Spec == nil || o.Spec.Linux == nil || o.Spec.Process == nil {
+		return nil, errs.New(errs.Invalid, "container %s: the configuration has no linux or no process section", o.ID)
+	}
+	c := newCompiler(o.ID)
+	b := &build{}
+	if err := c.plan(&o, b); err != nil {
+		c.files.close()
+		return nil, err
+	}
+	if err := c.container(&o, b); err != nil {
+		c.files.close()
+		return nil, err
+	}
+	p, err := c.seal("init")
+	if err != nil {
+		c.files.close()
+	}
+	return p, err
+}
+
+// plan opens everything and decides everything; what is left is to write it down as operations.
+func (c *compiler) plan(o *Options, b *build) error {
+	l := o.Spec.Linux
+	b.uidMaps, b.gidMaps = l.UIDMappings, l.GIDMappings
+	if err := c.planNamespaces(l.Namespaces, o.Namespaces, &b.ns); err != nil {
+		return fmt.Errorf("container %s: %w", o.ID, err)
+	}
+	if b.ns.all()&unix.CLONE_NEWNS == 0 || b.ns.joined&unix.CLONE_NEWNS != 0 {
+		return errs.New(errs.Unsupported, "container %s: a container needs a mount namespace of its own", o.ID)
+	}
+	b.userns = b.ns.all()&unix.CLONE_NEWUSER != 0
+	if err := c.planUserns(o.ID, b); err != nil {
+		return err
+	}
+	var err error
+	if b.tasks, err = c.planCgroupPlace(o.Cgroup); err != nil {
+		return err
+	}
+	if err := c.planProcfs(); err != nil {
+		return err
+	}
+	if b.filter, err = seccomp.Compile(l.Seccomp, goruntime.GOARCH); err != nil {
+		return errs.New(errs.Invalid, "container %s: %w", o.ID, err)
+	}
+	if err := c.planRootfs(o, b); err != nil {
+		return err
+	}
+	if err := c.planMounts(o, b); err != nil {
+		return err
+	}
+	for _, f := range o.ExtraFiles {
+		b.extra = append(b.extra, c.files.add(f, false))
+	}
+	return c.planDevices(o, b)
+}
+
+// planUserns fills in what a new user namespace needs of the launcher.
+func (c *compiler) planUserns(id string, b *build) error {
+	if b.ns.create&unix.CLONE_NEWUSER == 0 {
+		return nil
+	}
+	if len(b.uidMaps) == 0 || len(b.gidMaps) == 0 {
+		return errs.New(errs.Invalid, "container %s: a new user namespace needs uidMappings and gidMappings", id)
+	}
+	c.req.UIDMaps, c.req.GIDMaps = launchMaps(b.uidMaps), launchMaps(b.gidMaps)
+	c.req.Setgroups = true
+	return nil
+}
+
+func launchMaps(maps []specs.LinuxIDMapping) []launch.IDMap {
+	out := make([]launch.IDMap, len(maps))
+	for i, m := range maps {
+		out[i] = launch.IDMap{ContainerID: m.ContainerID, HostID: m.HostID, Size: m.Size}
+	}
+	return out
+}
+
+// planCgroupPlace opens what places the process: the v2 directory for the clone itself, and the tasks
+// files of v1, where the program moves itself with the one write that costs no grace period.
+func (c *compiler) planCgroupPlace(g Cgroup) ([]int, error) {
+	if g == nil {
+		return nil, nil
+	}
+	dir, err := g.Dir()
+	if err != nil {
+		return nil, err
+	}
+	if dir != nil {
+		c.req.Cgroup = c.files.keep(dir, true)
+	}
+	list, err := g.TaskFiles()
+	if err != nil {
+		return nil, err
+	}
+	fds := make([]int, len(list))
+	for i, f := range list {
+		fds[i] = c.files.add(f, true)
+	}
+	return fds, nil
+}
+
+// procRoot is a procfs of our own, mounted nowhere: whatever a container does to its /proc, it is not
+// this one. It shows the processes of this process's PID namespace, which has the program's below it.
+var procRoot = sync.OnceValues(func() (*os.File, error) { return sys.NewMount("proc", nil, 0) })
+
+func (c *compiler) planProcfs() error {
+	f, err := procRoot()
+	if err != nil {
+		return fmt.Errorf("mount a procfs of our own: %w", err)
+	}
+	c.procfs = c.files.add(f, false)
+	return nil
+}
+
+// planRootfs takes the caller's tree, or clones the directory that the configuration names.
+func (c *compiler) planRootfs(o *Options, b *build) error {
+	tree := o.Rootfs
+	if tree == nil {
+		if o.Spec.Root == nil {
+			return errs.New(errs.Invalid, "container %s: the configuration has no root", o.ID)
+		}
+		path, err := hostPath(o.Bundle, o.Spec.Root.Path)
+		if err != nil {
+			return fmt.Errorf("root filesystem (container %s): %w", o.ID, err)
+		}
+		if tree, err = sys.OpenTree(nil, path, true); err != nil {
+			return fmt.Errorf("root filesystem (container %s): %w", o.ID, sourceError(path, err))
+		}
+		c.files.owned = append(c.files.owned, tree)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(tree.Fd()), &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return errs.New(errs.Invalid, "root filesystem (container %s): it is not a directory", o.ID)
+	}
+	// A clone of a shared mount is its peer: what we mount in it would appear on the host.
+	prop, _ := propagation(o.Spec.Linux.RootfsPropagation)
+	attr := unix.MountAttr{Propagation: unix.MS_PRIVATE}
+	if prop == unix.MS_SLAVE {
+		attr.Propagation = unix.MS_SLAVE
+	}
+	if err := sys.SetMount(tree, true, attr); err != nil {
+		return fmt.Errorf("root filesystem (container %s): %w", o.ID, err)
+	}
+	b.rootfs = c.files.add(tree, false)
+	return nil
+}
+
+// planDevices opens the nodes that a container in a user namespace cannot make.
+func (c *compiler) planDevices(o *Options, b *build) error {
+	if b.devBound {
+		return nil
+	}
+	if b.userns && !b.devDone {
+		list, err := devices(o.Spec)
+		if err != nil {
+			return err
+		}
+		return c.planBoundDevices(list, b)
+	}
+	return c.planBoundDevices(b.bindDevices, b)
+}
+
+// container writes the program of a container.
+func (c *compiler) container(o *Options, b *build) error {
+	spec, l := o.Spec, o.Spec.Linux
+	c.begin(b.tasks)
+	c.joinNamespaces(&b.ns)
+	if err := c.identity(spec, &b.ns); err != nil {
+		return fmt.Errorf("container %s: %w", o.ID, err)
+	}
+	if err := c.sysctls(l.Sysctl, &b.ns); err != nil {
+		return fmt.Errorf("container %s: %w", o.ID, err)
+	}
+	if err := c.filesystem(o, b); err != nil {
+		return fmt.Errorf("container %s: %w", o.ID, err)
+	}
+	return c.process(&processPlan{
+		proc: spec.Process, filter: b.filter, gate: o.Gate, clamp: o.Clamp, userns: b.userns, uidMaps: b.uidMaps, gidMaps: b.gidMaps,
+		nested: b.ns.nested(), keyring: !o.NoKeyring, extra: b.extra, stdioOwner: o.StdioOwner,
+		personality: l.Personality, create: true,
+	})
+}
+
+// begin starts every program: nothing inherited but what the request names, files with the modes they are
+// made with, and the process where it belongs before it does anything else.
+func (c *compiler) begin(tasks []int) {
+	c.p.Subject("start")
+	last := launch.FirstFD + len(c.files.child) // the console socket, when there is one
+	c.p.Call(unix.SYS_CLOSE_RANGE, num(last+1), num(1<<32-1), num(0))
+	c.p.Call(unix.SYS_UMASK, num(0))
+	for _, fd := range tasks {
+		// "0" is the writer itself: a single thread that moves itself need not wait for anybody.
+		c.p.Subject("join the cgroup")
+		c.p.Call(unix.SYS_WRITE, num(fd), c.p.Str("0"), num(1)).Want(1, unix.EIO)
+	}
+}
+
+// identity names the host and sets the clocks' offsets.
+func (c *compiler) identity(spec *specs.Spec, ns *namespaces) error {
+	if (spec.Hostname != "" || spec.Domainname != "") && !ns.has(unix.CLONE_NEWUTS) {
+		return errs.New(errs.Invalid, "a host name needs a UTS namespace: without one it would be the host's")
+	}
+	if spec.Hostname != "" {
+		c.p.Subject("set the host name to " + spec.Hostname)
+		c.p.Call(unix.SYS_SETHOSTNAME, c.p.Str(spec.Hostname), num(len(spec.Hostname)))
+	}
+	if spec.Domainname != "" {
+		c.p.Subject("set the domain name to " + spec.Domainname)
+		c.p.Call(unix.SYS_SETDOMAINNAME, c.p.Str(spec.Domainname), num(len(spec.Domainname)))
+	}
+	if ns.create&unix.CLONE_NEWTIME == 0 {
+		return nil
+	}
+	clocks := make([]string, 0, len(spec.Linux.TimeOffsets))
+	for clock := range spec.Linux.TimeOffsets {
+		clocks = append(clocks, clock)
+	}
+	sort.Strings(clocks)
+	for _, clock := range clocks {
+		off := spec.Linux.TimeOffsets[clock]
+		c.writeProc("set the offset of clock "+clock, "self/timens_offsets", fmt.Sprintf("%s %d %d", clock, off.Secs, off.Nanosecs))
+	}
+	return nil
+}
+
+// writeProc adds the write of a file below our own procfs.
+func (c *compiler) writeProc(subject, path, value string) {
+	c.p.Subject(subject)
+	c.open(num(c.procfs), path, unix.O_WRONLY, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_XDEV).Save(c.dst)
+	c.p.Call(unix.SYS_WRITE, c.dst.Val(), c.p.Str(value), num(len(value))).Want(uint64(len(value)), unix.EIO)
+	c.close(c.dst)
+}
+
+// wrapErrno is an error that reads "text: errno" and is the errno.
+func wrapErrno(e syscall.Errno, format string, args ...any) error {
+	return fmt.Errorf(format+": %w", append(args, e)...)
+}

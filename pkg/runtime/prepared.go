@@ -1,0 +1,151 @@
+package runtime
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cri-server/cri-server/pkg/runtime/launch"
+	"github.com/cri-server/cri-server/pkg/runtime/program"
+)
+
+// Prepared is a process that only has to be launched: launch.Start(&p.Request, p.Files, stdio), here or in
+// a shim. It can be started once.
+type Prepared struct {
+	Request  launch.Request
+	Files    []*os.File // belong to Request's indexes
+	Warnings []string   // what was asked for and could not be had, where that is no error
+
+	id    string
+	prog  *program.Program
+	owned []*os.File
+	hints map[int]hint
+}
+
+// hint says how the failure of one operation reads.
+type hint func(e syscall.Errno) error
+
+// Close closes the descriptors that preparation opened. Those of the options stay open. It is idempotent
+// and to be called after Start, whatever came of it.
+func (p *Prepared) Close() {
+	for _, f := range p.owned {
+		f.Close()
+	}
+	p.owned = nil
+}
+
+// Text is the program, readable.
+func (p *Prepared) Text() string { return p.prog.Text() }
+
+// Explain turns an error of launch.Start or Process.Release for this program into one that says what
+// failed: "mount /data: source /srv/data: no such file or directory". Errors it cannot say more about
+// come back as they are; nil is nil. The errno stays in the chain.
+func (p *Prepared) Explain(err error) error {
+	var op *launch.OpError
+	if !errors.As(err, &op) {
+		return err
+	}
+	if h := p.hints[op.Index]; h != nil {
+		return h(op.Errno)
+	}
+	subject, call := p.prog.What(op.Index)
+	if subject == "" {
+		return fmt.Errorf("container %s: %w", p.id, err)
+	}
+	return fmt.Errorf("%s (container %s): %s: %w", subject, p.id, call, op.Errno)
+}
+
+// files collects the descriptors of a request.
+type files struct {
+	list  []*os.File
+	child []int
+	owned []*os.File
+}
+
+// add gives f a number in the child, and closes it with the Prepared when it is ours.
+func (f *files) add(file *os.File, ours bool) int {
+	f.list = append(f.list, file)
+	f.child = append(f.child, len(f.list)-1)
+	if ours {
+		f.owned = append(f.owned, file)
+	}
+	return launch.FirstFD + len(f.child) - 1
+}
+
+// keep adds a file that the launcher needs and the child does not, and returns its index.
+func (f *files) keep(file *os.File, ours bool) int {
+	f.list = append(f.list, file)
+	if ours {
+		f.owned = append(f.owned, file)
+	}
+	return len(f.list) - 1
+}
+
+func (f *files) close() {
+	for _, file := range f.owned {
+		file.Close()
+	}
+	f.owned = nil
+}
+
+// seal makes the Prepared of a finished compilation.
+func (c *compiler) seal(name string) (*Prepared, error) {
+	sealed, err := c.p.Seal(name)
+	if err != nil {
+		return nil, fmt.Errorf("prepare %s: %w", c.id, err)
+	}
+	c.req.Program = c.files.keep(sealed, true)
+	c.req.Files = c.files.child
+	return &Prepared{
+		Request: c.req, Files: c.files.list, Warnings: c.warnings,
+		id: c.id, prog: c.p, owned: c.files.owned, hints: c.hints,
+	}, nil
+}
+
+// compiler is one compilation: the program being built and what it is built from.
+type compiler struct {
+	id       string
+	p        *program.Program
+	req      launch.Request
+	files    files
+	warnings []string
+	hints    map[int]hint
+
+	target int // child descriptor of the pidfd that exec joins
+	procfs int // child descriptor of a detached procfs, 0 while there is none
+	dst    program.Slot
+	aux    program.Slot
+	buf    program.Buf
+}
+
+func newCompiler(id string) *compiler {
+	c := &compiler{id: id, p: program.New(), hints: map[int]hint{}}
+	c.req.Cgroup = -1
+	c.dst, c.aux = c.p.Slot("dst"), c.p.Slot("aux")
+	c.buf = c.p.Buf("buf", 256) // a struct statx
+	return c
+}
+
+// hint sets how the failure of the operation just added reads.
+func (c *compiler) hint(h hint) { c.hints[c.p.Len()-1] = h }
+
+// Short forms for arguments.
+var (
+	cwd   = program.Int(unix.AT_FDCWD)
+	nilp  = program.Int(0)
+	empty = program.Int(unix.AT_EMPTY_PATH)
+)
+
+func num[T ~int | ~uint | ~uintptr | ~uint32 | ~uint64 | ~int32 | ~int64](v T) program.Arg {
+	return program.Int(v)
+}
+
+// open adds an openat2 of path below the descriptor at.
+func (c *compiler) open(at program.Arg, path string, flags int, resolve uint64) *program.Op {
+	return c.p.Call(unix.SYS_OPENAT2, at, c.p.Str(path), c.p.How(flags, 0, resolve), num(unix.SizeofOpenHow))
+}
+
+func (c *compiler) close(s program.Slot) { c.p.Call(unix.SYS_CLOSE, s.Val()) }

@@ -1,0 +1,396 @@
+package runtime
+
+import (
+	"fmt"
+	"path"
+	"strconv"
+	"strings"
+	"syscall"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/cri-server/cri-server/pkg/errs"
+	"github.com/cri-server/cri-server/pkg/runtime/launch"
+	"github.com/cri-server/cri-server/pkg/runtime/program"
+	"github.com/cri-server/cri-server/pkg/runtime/seccomp"
+)
+
+// processPlan is what the second half of a program, from the working directory to the execve, is made of.
+type processPlan struct {
+	proc             *specs.Process
+	filter           seccomp.Filter
+	uidMaps, gidMaps []specs.LinuxIDMapping
+	extra            []int // child descriptors of what becomes 3 and up
+	personality      *specs.LinuxPersonality
+
+	gate, clamp, keyring, stdioOwner bool
+	userns                           bool // in a user namespace that is not the launcher's
+	nested                           bool // the process is a child in another PID namespace
+	create                           bool // the container's first process: a missing working directory is made
+
+	report, gateFD program.Arg
+	caps           capabilities
+	chdirDone      program.Slot
+}
+
+// process adds everything from the working directory on. The container's files are in place by now, and
+// nothing but the process itself is left to be made.
+func (c *compiler) process(pl *processPlan) error {
+	if err := pl.check(); err != nil {
+		return fmt.Errorf("container %s: %w", c.id, err)
+	}
+	var err error
+	if pl.caps, err = c.planCaps(pl.proc.Capabilities, pl.clamp && !pl.userns, pl.userns); err != nil {
+		return fmt.Errorf("container %s: %w", c.id, err)
+	}
+	pl.report, pl.gateFD = num(launch.ReportFD), num(launch.GateFD)
+	c.owner(pl)
+	c.enterCwd(pl, true)
+	c.labels(pl.proc)
+	c.req.Gate = pl.gate
+	rlimits, err := c.limits(pl)
+	if err != nil {
+		return fmt.Errorf("container %s: %w", c.id, err)
+	}
+	c.attributes(pl)
+	c.closeFiles(pl)
+	c.rlimits(rlimits)
+	if !pl.nested {
+		c.session(pl)
+	}
+	if !pl.proc.NoNewPrivileges {
+		c.seccomp(pl)
+	}
+	c.credentials(pl)
+	c.enterCwd(pl, false)
+	c.find(pl)
+	tail := func() {
+		if pl.nested {
+			c.session(pl)
+		}
+		c.finish(pl)
+	}
+	if !pl.nested {
+		tail()
+		return nil
+	}
+	c.req.Nested = true
+	c.p.Subject("enter the PID namespace")
+	c.p.Nest(pl.report, tail)
+	return nil
+}
+
+// check refuses what no kernel or no user would take.
+func (pl *processPlan) check() error {
+	p := pl.proc
+	switch {
+	case len(p.Args) == 0:
+		return errs.New(errs.Invalid, "process: no arguments: there is nothing to run")
+	case !path.IsAbs(p.Cwd):
+		return errs.New(errs.Invalid, "process: cwd %q is not an absolute path", p.Cwd)
+	case p.User.UID == 1<<32-1 || p.User.GID == 1<<32-1:
+		return errs.New(errs.Invalid, "process: user %d:%d is out of range", p.User.UID, p.User.GID)
+	case len(p.User.AdditionalGids) > 65536:
+		return errs.New(errs.Invalid, "process: %d additional groups, the kernel takes 65536", len(p.User.AdditionalGids))
+	}
+	for _, list := range [][]string{p.Args, p.Env, {p.Cwd}} {
+		for _, s := range list {
+			if strings.IndexByte(s, 0) >= 0 {
+				return errs.New(errs.Invalid, "process: %q has a NUL in it", s)
+			}
+		}
+	}
+	return nil
+}
+
+// owner lets the launcher give stdio pipes to the container's user, as the host numbers it.
+func (c *compiler) owner(pl *processPlan) {
+	if !pl.stdioOwner || pl.proc.Terminal {
+		return
+	}
+	u := pl.proc.User
+	if uid, gid := hostID(pl.uidMaps, u.UID), hostID(pl.gidMaps, u.GID); uid != 0 || gid != 0 {
+		c.req.StdioOwner = &launch.Owner{UID: uid, GID: gid}
+	}
+}
+
+// enterCwd enters the working directory: as root first, who may make it, and where root may not (a
+// filesystem of another user's), as the user.
+func (c *compiler) enterCwd(pl *processPlan, first bool) {
+	dest := path.Clean(pl.proc.Cwd)[1:]
+	if dest == "" {
+		return
+	}
+	c.p.Subject("enter the working directory /" + dest)
+	if first {
+		pl.chdirDone = c.p.Slot("cwd-done")
+		skip := c.p.Label()
+		have := c.p.Label()
+		const flags = unix.O_PATH | unix.O_DIRECTORY
+		op := c.open(cwd, dest, flags, inRoot).Save(c.dst)
+		if pl.create {
+			op.Accept(unix.ENOENT, unix.EACCES).Then(have)
+			c.makeCwd(dest, skip)
+			c.open(cwd, dest, flags, inRoot).Save(c.dst).Catch(skip, unix.EACCES)
+		} else {
+			op.Catch(skip, unix.EACCES)
+		}
+		c.p.Bind(have)
+		c.p.Call(unix.SYS_FCHDIR, c.dst.Val()).Catch(skip, unix.EACCES)
+		c.p.Load(num(1), 1).Save(pl.chdirDone)
+		c.p.Bind(skip)
+		return
+	}
+	done := c.p.Label()
+	c.p.Load(pl.chdirDone.Val(), 1).Else(0, done)
+	c.open(cwd, dest, unix.O_PATH|unix.O_DIRECTORY, inRoot).Save(c.dst)
+	c.p.Call(unix.SYS_FCHDIR, c.dst.Val())
+	c.close(c.dst)
+	c.p.Bind(done)
+	// Whatever happened on the way: a directory outside the root has no path that starts with a slash.
+	c.p.Call(unix.SYS_GETCWD, c.p.Scratch(unix.PathMax), num(unix.PathMax))
+	c.p.Load(c.p.ScratchWord(), 0xff).Want('/', unix.EXDEV)
+}
+
+func (c *compiler) makeCwd(dest string, skip program.Label) {
+	parts := strings.Split(dest, "/")
+	for i, name := range parts {
+		parent := "."
+		if i > 0 {
+			parent = strings.Join(parts[:i], "/")
+		}
+		c.open(cwd, parent, unix.O_PATH|unix.O_DIRECTORY, inRoot).Save(c.aux).Catch(skip, unix.EACCES)
+		c.p.Call(unix.SYS_MKDIRAT, c.aux.Val(), c.p.Str(name), num(0o755)).Accept(unix.EEXIST, unix.EACCES, unix.EROFS)
+		c.close(c.aux)
+	}
+}
+
+// labels sets what the security modules shall make of the exec.
+func (c *compiler) labels(proc *specs.Process) {
+	if proc.ApparmorProfile != "" {
+		c.p.Subject("set the AppArmor profile " + proc.ApparmorProfile)
+		c.apparmor("exec", proc.ApparmorProfile)
+	}
+	if proc.SelinuxLabel != "" {
+		c.writeProc("set the SELinux label "+proc.SelinuxLabel, "self/attr/exec", proc.SelinuxLabel)
+	}
+}
+
+// apparmor writes a request to AppArmor's own file, or to the shared one of kernels before 5.8.
+func (c *compiler) apparmor(what, profile string) {
+	have := c.p.Label()
+	value := what + " " + profile
+	file := "exec"
+	if what != "exec" {
+		file = "current"
+	}
+	const rules = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_XDEV
+	c.open(num(c.procfs), "self/attr/apparmor/"+file, unix.O_WRONLY, rules).Save(c.dst).Accept(unix.ENOENT).Then(have)
+	c.open(num(c.procfs), "self/attr/"+file, unix.O_WRONLY, rules).Save(c.dst)
+	c.p.Bind(have)
+	c.p.Call(unix.SYS_WRITE, c.dst.Val(), c.p.Str(value), num(len(value))).Want(uint64(len(value)), unix.EIO)
+	c.close(c.dst)
+}
+
+// attributes sets what is the process's own and survives the exec.
+func (c *compiler) attributes(pl *processPlan) {
+	if pl.keyring {
+		c.p.Subject("join the session keyring")
+		c.p.Call(unix.SYS_KEYCTL, num(unix.KEYCTL_JOIN_SESSION_KEYRING), c.p.Str("_ses."+c.id), nilp, nilp, nilp).Accept(unix.ENOSYS)
+	}
+	if pl.personality != nil {
+		c.p.Subject("set the personality")
+		var domain uint64
+		if pl.personality.Domain == specs.PerLinux32 {
+			domain = 8
+		}
+		c.p.Call(unix.SYS_PERSONALITY, num(domain))
+	}
+	umask := uint32(0o022)
+	if u := pl.proc.User.Umask; u != nil {
+		umask = *u & 0o777
+	}
+	c.p.Subject("set the umask")
+	c.p.Call(unix.SYS_UMASK, num(umask))
+}
+
+// closeFiles closes everything that neither the user's program nor the rest of this one needs. What stays
+// is stdio, the report pipe and the gate, which close on exec, and the caller's extra files.
+func (c *compiler) closeFiles(pl *processPlan) {
+	c.p.Subject("close descriptors")
+	if len(pl.extra) > 0 {
+		c.moveFiles(pl)
+		return
+	}
+	last := launch.ReportFD
+	if c.req.Gated() {
+		last = launch.GateFD
+	}
+	c.p.Call(unix.SYS_CLOSE_RANGE, num(last+1), num(1<<32-1), num(0))
+	c.p.Call(unix.SYS_CLOSE_RANGE, num(launch.ReportFD), num(last), num(unix.CLOSE_RANGE_CLOEXEC))
+}
+
+// moveFiles makes room for the container's own descriptors from 3 on.
+func (c *compiler) moveFiles(pl *processPlan) {
+	const high = 512
+	up := func(fd int, s program.Slot) {
+		c.p.Call(unix.SYS_FCNTL, num(fd), num(unix.F_DUPFD_CLOEXEC), num(high)).Save(s)
+	}
+	up(launch.ReportFD, c.p.ReportFrom())
+	pl.report = c.p.ReportFrom().Val()
+	if c.req.Gated() {
+		s := c.p.Slot("gate")
+		up(launch.GateFD, s)
+		pl.gateFD = s.Val()
+	}
+	slots := make([]program.Slot, len(pl.extra))
+	for i := range pl.extra {
+		slots[i] = c.p.Slot("extra" + strconv.Itoa(i))
+		up(pl.extra[i], slots[i])
+	}
+	c.p.Call(unix.SYS_CLOSE_RANGE, num(3), num(high-1), num(0))
+	for i, s := range slots {
+		c.p.Call(unix.SYS_DUP3, s.Val(), num(3+i), num(0))
+		c.close(s)
+	}
+}
+
+// session makes the process the leader of a session, with its terminal.
+func (c *compiler) session(pl *processPlan) {
+	c.p.Subject("start a session")
+	c.p.Call(unix.SYS_SETSID)
+	if pl.proc.Terminal {
+		c.p.Subject("take the terminal")
+		c.p.Call(unix.SYS_IOCTL, num(0), num(unix.TIOCSCTTY), num(0))
+	}
+}
+
+func (c *compiler) seccomp(pl *processPlan) {
+	if pl.filter.Off() {
+		return
+	}
+	c.p.Subject("load the seccomp filter")
+	const setModeFilter = 1
+	c.p.Call(unix.SYS_SECCOMP, num(setModeFilter), num(pl.filter.Flags), c.p.Filter(pl.filter.Bytes()))
+}
+
+// candidates are the paths that a program's name may stand for, and whether it was looked up.
+func candidates(proc *specs.Process) (list []string, looked bool) {
+	name := proc.Args[0]
+	if strings.Contains(name, "/") {
+		return []string{name}, false
+	}
+	for _, e := range proc.Env {
+		search, ok := strings.CutPrefix(e, "PATH=")
+		if !ok {
+			continue
+		}
+		list = nil // the last one counts, as in execvp
+		for _, dir := range strings.Split(search, ":") {
+			if dir == "" {
+				dir = "."
+			}
+			list = append(list, strings.TrimSuffix(dir, "/")+"/"+name)
+		}
+	}
+	if name == "" {
+		return nil, true
+	}
+	return list, true
+}
+
+// find ends a program whose executable is not there while it can still be told from a created container:
+// as the user, who is the one that may or may not execute it.
+func (c *compiler) find(pl *processPlan) {
+	list, looked := candidates(pl.proc)
+	name := pl.proc.Args[0]
+	c.p.Subject(fmt.Sprintf("exec: %q", name))
+	found := c.p.Label()
+	if len(list) == 0 {
+		c.p.Call(unix.SYS_CLOSE, num(-1))
+		c.hint(notFound(name))
+		return
+	}
+	for i, p := range list {
+		op := c.p.Call(unix.SYS_FACCESSAT2, cwd, c.p.Str(p), num(unix.X_OK), num(unix.AT_EACCESS)).Then(found)
+		if i < len(list)-1 {
+			op.Accept()
+			continue
+		}
+		// A filter that is loaded by now may not know this call: then the execve tells.
+		op.Accept(unix.ENOSYS, unix.EPERM)
+		if looked {
+			c.hint(notFound(name))
+		} else {
+			c.hint(execError(name))
+		}
+	}
+	c.p.Bind(found)
+}
+
+func notFound(name string) hint {
+	return func(e syscall.Errno) error {
+		if e == unix.EBADF || e == unix.EACCES || e == unix.ENOTDIR {
+			e = unix.ENOENT
+		}
+		return &execFailure{fmt.Sprintf("exec: %q: executable file not found in $PATH", name), e}
+	}
+}
+
+func execError(name string) hint {
+	return func(e syscall.Errno) error {
+		if e == unix.ENOENT {
+			return &execFailure{fmt.Sprintf("exec: %q: stat %s: no such file or directory", name, name), e}
+		}
+		return &execFailure{fmt.Sprintf("exec: %q: %v", name, e), e}
+	}
+}
+
+// execFailure is an error whose text is complete without its errno.
+type execFailure struct {
+	text  string
+	errno syscall.Errno
+}
+
+func (e *execFailure) Error() string { return e.text }
+func (e *execFailure) Unwrap() error { return e.errno }
+
+// finish waits at the gate and becomes the user's program.
+func (c *compiler) finish(pl *processPlan) {
+	if c.req.Gated() {
+		c.p.Subject("wait at the gate")
+		c.p.Gate(pl.report, pl.gateFD)
+	}
+	c.p.Subject("report ready")
+	c.p.Report(pl.report, launch.RecordReady)
+	if pl.proc.NoNewPrivileges {
+		c.seccomp(pl)
+	}
+	name := pl.proc.Args[0]
+	c.p.Subject(fmt.Sprintf("exec: %q", name))
+	list, looked := candidates(pl.proc)
+	argv, envp := c.p.Strs(pl.proc.Args), c.p.Strs(pl.proc.Env)
+	for i, p := range list {
+		op := c.p.Call(unix.SYS_EXECVE, c.p.Str(p), argv, envp)
+		if i < len(list)-1 {
+			op.Accept(unix.ENOENT, unix.ENOTDIR, unix.EACCES)
+			continue
+		}
+		if looked {
+			c.hint(lookedExec(name))
+		} else {
+			c.hint(execError(name))
+		}
+	}
+}
+
+// lookedExec words the failure of the last candidate.
+func lookedExec(name string) hint {
+	return func(e syscall.Errno) error {
+		if e == unix.ENOENT || e == unix.EACCES || e == unix.ENOTDIR {
+			return notFound(name)(e)
+		}
+		return execError(name)(e)
+	}
+}
