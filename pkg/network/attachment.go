@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/containernetworking/cni/libcni"
 	"golang.org/x/sys/unix"
 
 	"github.com/cri-server/cri-server/pkg/errs"
@@ -59,7 +60,8 @@ func (m *Manager) record(a *attachment) error {
 
 const tmpSuffix = ".tmp~" // no pod ID has a "~"
 
-// recorded returns the pod's attachment, or nil when there is none.
+// recorded returns the pod's attachment, or nil when there is none. After a power cut the record may be
+// torn: then nothing but the pod's ID is known.
 func (m *Manager) recorded(id string) (*attachment, error) {
 	data, err := os.ReadFile(m.attachmentFile(id))
 	if errors.Is(err, os.ErrNotExist) {
@@ -69,10 +71,28 @@ func (m *Manager) recorded(id string) (*attachment, error) {
 		return nil, fmt.Errorf("read attachment: %w", err)
 	}
 	a := &attachment{}
-	if err := json.Unmarshal(data, a); err != nil || a.ID != id {
-		return nil, errs.New(errs.Unknown, "read attachment (%s): the file is damaged. Remove it once no pod uses the network", m.attachmentFile(id))
+	if json.Unmarshal(data, a) != nil || a.ID != id {
+		return &attachment{ID: id}, nil
 	}
 	return a, nil
+}
+
+// list returns the configuration that the pod was attached with. Of a torn record it is the present one,
+// which is the best guess, and nil when there is none.
+func (m *Manager) list(a *attachment) (*libcni.NetworkConfigList, error) {
+	if a.Config == nil {
+		list, err := m.network()
+		if err != nil {
+			return nil, nil //nolint:nilerr // without any configuration there is nothing to ask
+		}
+		a.Exec = m.execs(list)
+		return list, nil
+	}
+	list, err := libcni.NetworkConfFromBytes(a.Config)
+	if err != nil {
+		return nil, fmt.Errorf("read the configuration that pod %s was attached with: %w", a.ID, err)
+	}
+	return list, nil
 }
 
 func (m *Manager) forget(id string) error {

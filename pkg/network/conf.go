@@ -17,6 +17,7 @@ import (
 	"github.com/containernetworking/cni/pkg/version"
 
 	"github.com/cri-server/cri-server/pkg/errs"
+	"github.com/cri-server/cri-server/pkg/network/internal/plugin"
 )
 
 // Reasons of a network that is not ready, for the node's condition.
@@ -228,7 +229,7 @@ func (m *Manager) Status(ctx context.Context) Status {
 func (m *Manager) probeList(ctx context.Context, list *libcni.NetworkConfigList) error {
 	for _, p := range list.Plugins {
 		types := []string{p.Network.Type}
-		if ipam := plugin0IPAM(p); ipam != "" {
+		if ipam := plugin.IPAM(p.Bytes); ipam != "" {
 			types = append(types, ipam)
 		}
 		for i, typ := range types {
@@ -243,8 +244,8 @@ func (m *Manager) probeList(ctx context.Context, list *libcni.NetworkConfigList)
 	if !m.execs(list) {
 		return nil // those in process have nothing to say
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
+	m.probing.Lock()
+	defer m.probing.Unlock()
 	if m.probe.list == list && time.Since(m.probe.at) < statusEvery {
 		return m.probe.err
 	}

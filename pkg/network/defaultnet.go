@@ -25,8 +25,6 @@ const (
 	subnetBits6 = 64
 )
 
-func plugin0IPAM(p *libcni.PluginConfig) string { return plugin.IPAM(p.Bytes) }
-
 func (m *Manager) defaultFile() string { return filepath.Join(m.cfg.StateDir, defaultFile) }
 
 // openDefault brings up the default network that the configuration or an earlier EnableDefault asks for.

@@ -15,6 +15,7 @@ import (
 	"sort"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -270,7 +271,14 @@ func jsonOf(t *testing.T, text string) any {
 var linkLocal = regexp.MustCompile(`fe80:[0-9a-f:]+`)
 
 func observePod(t *testing.T, p *holder, seen map[string]any) {
-	addrs := linkLocal.ReplaceAllString(p.run(t, "ip", "-j", "addr"), "fe80::X")
+	// The link-local address comes by itself a moment after ADD; the reference does not wait for the link.
+	addrs := ""
+	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		addrs = linkLocal.ReplaceAllString(p.run(t, "ip", "-j", "addr"), "fe80::X")
+		if !strings.Contains(addrs, `"tentative"`) && (strings.Contains(addrs, "fe80::X") || !strings.Contains(p.run(t, "ip", "link", "show", "eth0"), "UP")) {
+			break
+		}
+	}
 	seen["pod links"] = fields(jsonOf(t, addrs), "ifname", "flags", "mtu", "operstate", "addr_info", "family", "local", "prefixlen", "scope", "broadcast", "nodad", "tentative")
 	for _, v := range []string{"-4", "-6"} {
 		seen["pod routes "+v] = fields(jsonOf(t, p.run(t, "ip", "-j", v, "route")), "dst", "gateway", "dev", "metric", "prefsrc", "scope", "flags", "protocol")

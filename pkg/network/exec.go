@@ -122,7 +122,7 @@ func (m *Manager) delegate(ctx context.Context, typ string, c *plugin.Call) ([]b
 }
 
 func (m *Manager) execProgram(ctx context.Context, path string, config []byte, environ []string) ([]byte, error) {
-	res, err := runexec.Run(ctx, runexec.Program{Path: path, Env: environ, Stdin: config, Timeout: m.cfg.PluginTimeout})
+	res, err := runexec.Run(ctx, runexec.Program{Path: path, Env: withoutOurs(environ), Stdin: config, Timeout: m.cfg.PluginTimeout})
 	if err != nil {
 		return nil, fmt.Errorf("%w%s", err, quoted(res.Stderr))
 	}
@@ -135,6 +135,14 @@ func (m *Manager) execProgram(ctx context.Context, path string, config []byte, e
 		return nil, &cniErr
 	}
 	return nil, fmt.Errorf("plugin %s failed (%s)%s", path, res.State, quoted(append(res.Stdout, res.Stderr...)))
+}
+
+// withoutOurs removes from the environment what the service manager meant for this process alone.
+func withoutOurs(environ []string) []string {
+	return slices.DeleteFunc(slices.Clone(environ), func(kv string) bool {
+		name, _, _ := strings.Cut(kv, "=")
+		return name == "NOTIFY_SOCKET" || name == "WATCHDOG_PID" || name == "WATCHDOG_USEC" || strings.HasPrefix(name, "LISTEN_")
+	})
 }
 
 // quoted is the end of an output, for an error message.

@@ -17,7 +17,7 @@ import (
 
 // GC undoes what belongs to no live pod: attachments (by DEL, with the configuration they were made with),
 // packet rules, leases of the default network, names of namespaces. Plugins that know the command GC are
-// given the list of live attachments. It continues after an error and returns all of them.
+// given the list of live attachments. A pod that is being attached must be among the live. It continues after an error and returns all of them.
 func (m *Manager) GC(ctx context.Context, live []Pod) error {
 	alive := idSet(live)
 	ids, err := m.attachments()
@@ -27,7 +27,9 @@ func (m *Manager) GC(ctx context.Context, live []Pod) error {
 	var all []error
 	for _, id := range ids {
 		if !alive[id] {
-			all = append(all, m.collect(ctx, id))
+			if err := m.Detach(ctx, Pod{ID: id}); err != nil {
+				all = append(all, fmt.Errorf("collect network of pod %s: %w", id, err))
+			}
 		}
 	}
 	owners, err := m.rules.Owners()
@@ -50,14 +52,6 @@ func (m *Manager) GC(ctx context.Context, live []Pod) error {
 		all = append(all, m.cni.GCNetworkList(ctx, list, args))
 	}
 	return errors.Join(all...)
-}
-
-// collect detaches a pod that is gone. A damaged record only loses its file: there is nothing to go by.
-func (m *Manager) collect(ctx context.Context, id string) error {
-	if err := m.Detach(ctx, Pod{ID: id}); err != nil {
-		return fmt.Errorf("collect network of pod %s: %w", id, err)
-	}
-	return nil
 }
 
 func idSet(live []Pod) map[string]bool {

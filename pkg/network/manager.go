@@ -32,7 +32,9 @@ type Manager struct {
 	mu     sync.Mutex // guards the configuration that is in use
 	loaded loadedConf
 	defNet *libcni.NetworkConfigList
-	probe  statusProbe
+
+	probing sync.Mutex // guards probe, and lets one STATUS run at a time
+	probe   statusProbe
 }
 
 var safeName = regexp.MustCompile(`^[A-Za-z0-9._-]+$`)
@@ -89,6 +91,9 @@ func (m *Manager) Attach(ctx context.Context, pod Pod) (Result, error) {
 	}
 	if pod.Netns == "" {
 		return Result{}, errs.New(errs.Invalid, "attach pod %s: it has no network namespace", pod.ID)
+	}
+	if old, err := m.recorded(pod.ID); err != nil || old != nil {
+		return Result{}, errors.Join(err, errs.New(errs.Exists, "attach pod %s: it is attached, or was not detached after a failure. Detach it first", pod.ID))
 	}
 	a := &attachment{ID: pod.ID, Network: list.Name, Config: list.Bytes, Exec: m.execs(list)}
 	if err := m.record(a); err != nil {
@@ -180,10 +185,26 @@ func (m *Manager) Detach(ctx context.Context, pod Pod) error {
 	if a == nil {
 		return nil // never attached, or detached before
 	}
-	list, err := libcni.NetworkConfFromBytes(a.Config)
+	list, err := m.list(a)
 	if err != nil {
-		return fmt.Errorf("detach pod %s: read the configuration it was attached with: %w", pod.ID, err)
+		return err
 	}
+	if list != nil {
+		if err := m.delete(ctx, pod, a, list); err != nil {
+			return err
+		}
+	}
+	if err := m.rules.RemoveAll(plugin.Owner(pod.ID, IfName)); err != nil {
+		return err
+	}
+	if err := m.unbind(pod.ID); err != nil {
+		return err
+	}
+	return m.forget(pod.ID)
+}
+
+// delete has the plugins undo their work (CNI DEL).
+func (m *Manager) delete(ctx context.Context, pod Pod, a *attachment, list *libcni.NetworkConfigList) error {
 	rt, err := runtimeConf(&pod, m.livePath(pod, a.Exec))
 	if err != nil { // hostile annotations never got past Attach; without them the rest is still undone
 		rt = &libcni.RuntimeConf{ContainerID: pod.ID, IfName: IfName, Args: cniArgs(&pod)}
@@ -193,12 +214,9 @@ func (m *Manager) Detach(ctx context.Context, pod Pod) error {
 		rt = cached
 	}
 	if err := m.cni.DelNetworkList(ctx, list, rt); err != nil {
-		return fmt.Errorf("detach pod %s/%s from network %s: %w", pod.Namespace, pod.Name, list.Name, err)
+		return fmt.Errorf("detach pod %s/%s (%s) from network %s: %w", pod.Namespace, pod.Name, pod.ID, list.Name, err)
 	}
-	if err := m.unbind(pod.ID); err != nil {
-		return err
-	}
-	return m.forget(pod.ID)
+	return nil
 }
 
 // livePath returns the path of the pod's network namespace for plugins, or "" when it is gone.
@@ -231,9 +249,12 @@ func (m *Manager) CheckPod(ctx context.Context, pod Pod) error {
 	if a == nil {
 		return errs.New(errs.NotFound, "check network of pod %s: it is not attached", pod.ID)
 	}
-	list, err := libcni.NetworkConfFromBytes(a.Config)
+	list, err := m.list(a)
 	if err != nil {
-		return fmt.Errorf("check network of pod %s: read the configuration it was attached with: %w", pod.ID, err)
+		return err
+	}
+	if list == nil {
+		return errs.New(errs.Unknown, "check network of pod %s: its record is damaged", pod.ID)
 	}
 	rt, err := runtimeConf(&pod, m.livePath(pod, a.Exec))
 	if err != nil {

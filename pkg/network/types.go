@@ -44,8 +44,8 @@ type Status struct {
 type Config struct {
 	ConfDir  string   // network configurations, "/etc/cni/net.d"
 	BinDirs  []string // plugins that are exec'd, "/opt/cni/bin"
-	CacheDir string   // libcni's cache of results
-	StateDir string   // what must survive the process: attachments, leases of the default network
+	CacheDir string   // libcni's cache of results; this server's own
+	StateDir string   // attachments, leases of the default network; it should outlive a reboot, as leases elsewhere do
 	NetnsDir string   // where namespaces are bound for exec'd plugins, "/run/netns"
 
 	DefaultNetwork DefaultNetwork

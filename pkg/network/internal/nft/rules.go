@@ -18,29 +18,34 @@ const (
 	rtnLoc = unix.RTN_LOCAL
 )
 
-// load reads the kernel's state once and makes the constant rules.
+// load reads the kernel's state, once.
 func (t *Table) load() error {
-	if err := t.connect(); err != nil {
+	if err := t.connect(); err != nil || t.loaded {
 		return err
 	}
-	if t.loaded {
-		return nil
-	}
-	return t.reload()
+	return t.read()
 }
 
-// reload reads what the kernel has and writes the constant rules again. What memory has and the kernel
-// has lost is put back.
-func (t *Table) reload() error {
-	if err := t.connect(); err != nil {
+// base makes the constant rules, once. A table that an earlier process made gets them anew.
+func (t *Table) base() error {
+	if err := t.load(); err != nil || t.based {
 		return err
 	}
+	if err := t.queueBase(); err != nil {
+		return err
+	}
+	err := t.flush()
+	t.based = err == nil
+	return err
+}
+
+// read makes the memory what the kernel has.
+func (t *Table) read() error {
 	found := map[ident]entry{}
 	sets, err := t.dump(found)
 	if err != nil {
 		return err
 	}
-	known := t.entries
 	t.forget()
 	for _, s := range sets {
 		if isSubnetSet(s) {
@@ -50,28 +55,42 @@ func (t *Table) reload() error {
 	for _, e := range found {
 		t.put(e)
 	}
-	lost := map[string][]Element{}
+	t.loaded = true
+	return nil
+}
+
+// reload reads what the kernel has, writes the constant rules again and puts back what memory has and the
+// kernel has lost.
+func (t *Table) reload() error {
+	if err := t.connect(); err != nil {
+		return err
+	}
+	known := t.entries
+	if err := t.read(); err != nil {
+		return err
+	}
+	lost, spoof := map[string][]Element{}, false
 	for id, e := range known {
+		spoof = spoof || kindOf(e.set) == Spoof
 		if _, ok := t.entries[id]; !ok {
 			lost[e.owner] = append(lost[e.owner], e.Element)
 			t.put(e)
 		}
 	}
-	if err := t.queueBase(); err != nil {
-		return err
+	err := t.queueBase()
+	if err == nil && spoof {
+		err = t.queueBridge()
 	}
 	for owner, elems := range lost {
-		if err := t.queueElements(owner, elems, true); err != nil {
-			return err
+		if err == nil {
+			err = t.queueElements(owner, elems, true)
 		}
 	}
-	if err := t.flush(); err != nil {
-		t.forget()
-		t.entries = known // what is to be put back the next time
-		return err
+	if err == nil {
+		err = t.flush()
 	}
-	t.loaded = true
-	return nil
+	t.based = err == nil
+	return err
 }
 
 // dump reads every element of both tables and the names of the sets of the inet table.

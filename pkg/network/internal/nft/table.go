@@ -46,7 +46,8 @@ type Table struct {
 	conn    *nftables.Conn
 	inet    *nftables.Table
 	bridge  *nftables.Table // made when the first element of a bridge set is added
-	loaded  bool
+	loaded  bool            // entries are what the kernel has
+	based   bool            // the constant rules are this program's
 	entries map[ident]entry
 	owners  map[string]map[ident]struct{}
 	dynamic map[string]bool // the sets made for one subnet each, which have a rule each
@@ -64,7 +65,7 @@ func (t *Table) forget() {
 	t.inet = &nftables.Table{Name: t.name, Family: nftables.TableFamilyINet}
 	t.bridge = &nftables.Table{Name: t.name, Family: nftables.TableFamilyBridge}
 	t.entries, t.owners, t.dynamic = map[ident]entry{}, map[string]map[ident]struct{}{}, map[string]bool{}
-	t.loaded = false
+	t.loaded, t.based = false, false
 }
 
 // Close closes the table's socket. The rules stay.
@@ -92,7 +93,7 @@ func (t *Table) Add(owner string, elems ...Element) error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if err := t.load(); err != nil {
+	if err := t.base(); err != nil {
 		return err
 	}
 	for _, e := range elems {

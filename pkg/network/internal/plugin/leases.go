@@ -7,8 +7,11 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cri-server/cri-server/pkg/errs"
 )
 
 const (
@@ -94,10 +97,7 @@ func (d *leaseDir) flock() error {
 			}
 			d.lock = f
 		}
-		if err := unix.Flock(int(d.lock.Fd()), unix.LOCK_EX); err != nil {
-			if err == unix.EINTR {
-				continue
-			}
+		if err := flockWithin(d.lock, lockPatience); err != nil {
 			return err
 		}
 		var st unix.Stat_t
@@ -106,6 +106,22 @@ func (d *leaseDir) flock() error {
 		}
 		d.lock.Close() // somebody removed the directory
 		d.lock = nil
+	}
+}
+
+// lockPatience bounds the wait for another process that has the lock and hangs.
+const lockPatience = 20 * time.Second
+
+func flockWithin(f *os.File, patience time.Duration) error {
+	deadline := time.Now().Add(patience)
+	for p := poll(0); ; p.wait() {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err != unix.EWOULDBLOCK && err != unix.EINTR {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return errs.New(errs.Timeout, "another process has had %s locked for %s", f.Name(), patience)
+		}
 	}
 }
 

@@ -20,6 +20,8 @@ import (
 const (
 	maxStdout = 4 << 20  // a result is a few kilobytes
 	maxStderr = 64 << 10 // kept for the error message; the rest is read and dropped
+
+	killPatience = 5 * time.Second
 )
 
 // Program is one run of a program.
@@ -73,7 +75,12 @@ func Run(ctx context.Context, p Program) (Result, error) {
 	}
 	if killed != nil {
 		r.kill()
-		err = <-exited
+		select {
+		case err = <-exited:
+		case <-time.After(killPatience): // it hangs in the kernel: whoever waits for us must not
+			go func() { <-exited; _, _ = r.proc.Wait() }()
+			return Result{}, fmt.Errorf("run %s: %w; it was killed and has not ended yet", p.Path, killed)
+		}
 	}
 	r.stopReading(&readers)
 	if killed == nil && r.out.over() {
