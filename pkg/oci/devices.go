@@ -79,12 +79,14 @@ type node struct {
 	access       string
 }
 
-// addDevices makes nodes in the container, a later one instead of an earlier one at the same path. Inside
-// a user namespace the runtime can make nodes in the /dev it fills beforehand; elsewhere the host's are bound.
+// addDevices makes nodes in the container, a later one instead of an earlier one at the same path. In a
+// user namespace the host's nodes are bound, so that they keep their owners: a new node would be the
+// container's root's, who could then open a disk of the host that the kubelet meant only to be seen. Only
+// where devices are to be the user's are they made, in the /dev that the runtime fills beforehand.
 func (t *translation) addDevices(nodes []node) {
 	l := t.spec.Linux
 	for _, n := range nodes {
-		if t.pod.userns() && !within("/dev", n.dest) {
+		if t.pod.userns() && (!t.Defaults.DeviceOwnerFromUser || !within("/dev", n.dest)) {
 			t.spec.Mounts = append(t.spec.Mounts, bindDevice(n.source, n.dest))
 			continue
 		}

@@ -165,11 +165,15 @@ func TestMountsInUserNamespaces(t *testing.T) {
 	if m := hasMount(spec, "/x"); len(m.UIDMappings) != 1 || m.UIDMappings[0].HostID != 100000 || len(m.GIDMappings) != 1 {
 		t.Errorf("%+v", m)
 	}
-	if m := hasMount(spec, "/opt/n"); m == nil || m.Source != "/dev/null" || hasMount(spec, "/dev/n") != nil {
-		t.Errorf("a device outside /dev is not bound: %+v", spec.Mounts)
+	for _, dest := range []string{"/opt/n", "/dev/n"} {
+		if m := hasMount(spec, dest); m == nil || m.Source != "/dev/null" || len(spec.Linux.Devices) != 0 {
+			t.Errorf("device %s loses its owner: %+v, %+v", dest, m, spec.Linux.Devices)
+		}
 	}
-	if d := spec.Linux.Devices; len(d) != 1 || d[0].Path != "/dev/n" {
-		t.Errorf("nodes %+v", d)
+	in.Defaults.DeviceOwnerFromUser = true
+	owned := mustTranslate(t, in).Spec
+	if d := owned.Linux.Devices; len(d) != 1 || d[0].Path != "/dev/n" || hasMount(owned, "/opt/n") == nil {
+		t.Errorf("the user's devices: %+v", d)
 	}
 	if m := hasMount(spec, "/sys"); m.Type != "sysfs" {
 		t.Errorf("/sys of a pod with its own network: %+v", m)

@@ -78,19 +78,31 @@ func (t *translation) identity() error {
 	t.user = u
 	p := t.spec.Process
 	p.User.UID, p.User.GID, p.User.AdditionalGids = u.uid, u.gid, u.groups
-	for _, m := range []struct {
-		what string
-		id   uint32
-	}{{"user", u.uid}, {"group", u.gid}} {
-		if t.pod.userns() && m.id >= t.pod.uids[0].Size {
-			return errs.New(errs.Invalid, "%s %d: not mapped in the pod's user namespace of %d IDs", m.what, m.id, t.pod.uids[0].Size)
-		}
+	if err := t.checkMapped(); err != nil {
+		return err
 	}
 	status := &cri.LinuxContainerUser{Uid: int64(u.uid), Gid: int64(u.gid)}
 	for _, g := range u.groups {
 		status.SupplementalGroups = append(status.SupplementalGroups, int64(g))
 	}
 	t.out.User = &cri.ContainerUser{Linux: status}
+	return nil
+}
+
+// checkMapped refuses IDs that the pod's user namespace does not have: the kernel would, at the start.
+func (t *translation) checkMapped() error {
+	if !t.pod.userns() {
+		return nil
+	}
+	size := t.pod.uids[0].Size
+	if t.user.uid >= size {
+		return errs.New(errs.Invalid, "user %d: not mapped in the pod's user namespace of %d IDs", t.user.uid, size)
+	}
+	for _, g := range t.user.groups {
+		if g >= size {
+			return errs.New(errs.Invalid, "group %d: not mapped in the pod's user namespace of %d IDs", g, size)
+		}
+	}
 	return nil
 }
 

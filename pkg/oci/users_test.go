@@ -183,7 +183,11 @@ func TestUserNamespaceHoldsTheUser(t *testing.T) {
 	mustTranslate(t, in)
 	in.security().RunAsUser.Value = 65536
 	_, err := Container(t.Context(), in)
-	wantError(t, err, errs.Invalid, "65536", "not mapped")
+	wantError(t, err, errs.Invalid, "user 65536", "not mapped")
+	in.security().RunAsUser.Value = 0
+	in.security().SupplementalGroups = []int64{5, 70000}
+	_, err = Container(t.Context(), in)
+	wantError(t, err, errs.Invalid, "group 70000", "not mapped")
 }
 
 // Whatever an image's USER is, it is refused or runs as what it says: root only where it says 0 or names
