@@ -46,14 +46,14 @@ func newHost(t testing.TB, change func(*Config)) *host {
 	}
 	h := &host{Manager: m, t: t, dir: dir}
 	t.Cleanup(func() {
-		left, err := m.Leftovers(context.Background(), nil)
+		left, err := h.Leftovers(context.Background(), nil) // of the manager that is open by then
 		if err != nil || len(left) > 0 {
 			t.Errorf("leftovers: %v, %v", left, err)
 		}
-		if err := m.RemoveDefault(context.Background()); err != nil {
+		if err := h.RemoveDefault(context.Background()); err != nil {
 			t.Error(err)
 		}
-		if err := m.Close(); err != nil {
+		if err := h.Close(); err != nil {
 			t.Error(err)
 		}
 	})
