@@ -144,6 +144,11 @@ func (c *compiler) data(m *mountPlan) program.Arg {
 // depend on what the launcher sees there.
 func (c *compiler) compileFS(root program.Arg, m *mountPlan) {
 	c.openDir(root, m.dest, c.dst)
+	if m.fstype == "proc" && c.latePID {
+		c.compileProc(m)
+		c.close(c.dst)
+		return
+	}
 	c.p.Call(unix.SYS_FCHDIR, c.dst.Val())
 	c.p.Call(unix.SYS_MOUNT, c.p.Str(m.source), c.p.Str("."), c.p.Str(m.fstype), num(m.mountFlags()), c.data(m))
 	c.hint(func(e syscall.Errno) error { return mountError(m, e) })

@@ -36,14 +36,24 @@ func (c *compiler) planCopyUp(o *Options, b *build, plan mountPlan) error {
 	root := c.files.list[c.files.child[b.rootfs-launch.FirstFD]]
 	src, err := sys.OpenAt(root, plan.dest, os.O_RDONLY|unix.O_DIRECTORY, 0, sys.InRoot)
 	if err == nil {
-		budget := int64(copyUpBudget)
-		err = copyDir(src, tree, &budget)
+		err = copyRoot(src, tree)
 		src.Close()
 	}
 	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("tmpcopyup: %w", err)
 	}
 	return c.planAttrs(o, b, &specs.Mount{}, plan, tree)
+}
+
+// copyRoot fills the tree, which is open for its path only.
+func copyRoot(src, tree *os.File) error {
+	dst, err := sys.OpenAt(tree, ".", os.O_RDONLY|unix.O_DIRECTORY, 0, sys.Beneath)
+	if err != nil {
+		return err
+	}
+	defer dst.Close()
+	budget := int64(copyUpBudget)
+	return copyDir(src, dst, &budget)
 }
 
 // copyDir copies directories, regular files and links; owners, modes and times of the first two.

@@ -182,13 +182,21 @@ func (c *compiler) planDev(o *Options, b *build, plan mountPlan) error {
 		if err := unix.Symlinkat(l[0], int(tree.Fd()), l[1]); err != nil {
 			return fmt.Errorf("link /dev/%s: %w", l[1], err)
 		}
+		if err := b.chownRoot(tree, l[1]); err != nil {
+			return err
+		}
 	}
-	uid, gid := hostID(b.uidMaps, 0), hostID(b.gidMaps, 0)
-	if err := unix.Fchownat(int(tree.Fd()), "", int(uid), int(gid), unix.AT_EMPTY_PATH); err != nil {
-		return os.NewSyscallError("fchownat", err)
+	if err := b.chownRoot(tree, ""); err != nil {
+		return err
 	}
 	b.devDone = true
 	return c.planAttrs(o, b, &specs.Mount{}, plan, tree)
+}
+
+// chownRoot gives what is at name in dir, or dir itself, to the root of the container's user namespace.
+func (b *build) chownRoot(dir *os.File, name string) error {
+	uid, gid := hostID(b.uidMaps, 0), hostID(b.gidMaps, 0)
+	return os.NewSyscallError("fchownat", unix.Fchownat(int(dir.Fd()), name, int(uid), int(gid), unix.AT_EMPTY_PATH|unix.AT_SYMLINK_NOFOLLOW))
 }
 
 // fillDev makes one node in a detached /dev. Nodes elsewhere come as bind mounts of the host's.
@@ -204,6 +212,11 @@ func (b *build) fillDev(tree *os.File, d *device) error {
 		return err
 	}
 	defer at.Close()
+	for d := path.Clean(dir); dir != "" && d != "."; d = path.Dir(d) {
+		if err := b.chownRoot(tree, d); err != nil {
+			return err
+		}
+	}
 	if err := unix.Mknodat(int(at.Fd()), name, d.kind|d.mode, int(unix.Mkdev(uint32(d.major), uint32(d.minor)))); err != nil {
 		return os.NewSyscallError("mknodat", err)
 	}

@@ -54,27 +54,36 @@ func (c *compiler) dev(spec *specs.Spec, b *build) error {
 // enterRoot makes the new root the only one.
 func (c *compiler) enterRoot(o *Options, b *build) error {
 	root := num(b.rootfs)
+	c.p.Subject("enter the root filesystem")
+	c.p.Call(unix.SYS_FCHDIR, root)
+	if o.NoPivot {
+		c.p.Call(unix.SYS_CHROOT, c.p.Str("."))
+	} else {
+		c.pivot(len(o.Spec.Linux.MaskedPaths) > 0)
+	}
+	c.p.Call(unix.SYS_CHDIR, c.p.Str("/"))
 	c.p.Subject("set the root filesystem's attributes")
 	if name := o.Spec.Linux.RootfsPropagation; name != "" {
 		prop, _ := propagation(name)
 		if prop == 0 {
 			return errs.New(errs.Invalid, "rootfsPropagation %q is unknown", name)
 		}
-		if prop != unix.MS_SLAVE {
+		if prop != unix.MS_SLAVE { // a slave from the start: its master is on the host
 			c.setattr(root, 0, 0, 0, prop)
 		}
 	}
 	if o.Spec.Root != nil && o.Spec.Root.Readonly {
 		c.setattr(root, 0, unix.MOUNT_ATTR_RDONLY, 0, 0)
 	}
-	c.p.Subject("enter the root filesystem")
-	c.p.Call(unix.SYS_FCHDIR, root)
-	if o.NoPivot {
-		c.p.Call(unix.SYS_CHROOT, c.p.Str("."))
-	} else {
-		c.p.Call(unix.SYS_PIVOT_ROOT, c.p.Str("."), c.p.Str("."))
+	return nil
+}
+
+// pivot puts the old root on top of the new one, which is the working directory, and takes it off again:
+// first what lay between them, when there was something.
+func (c *compiler) pivot(void bool) {
+	c.p.Call(unix.SYS_PIVOT_ROOT, c.p.Str("."), c.p.Str("."))
+	if void {
 		c.p.Call(unix.SYS_UMOUNT2, c.p.Str("."), num(unix.MNT_DETACH))
 	}
-	c.p.Call(unix.SYS_CHDIR, c.p.Str("/"))
-	return nil
+	c.p.Call(unix.SYS_UMOUNT2, c.p.Str("."), num(unix.MNT_DETACH))
 }

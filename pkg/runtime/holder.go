@@ -3,7 +3,6 @@ package runtime
 import (
 	"context"
 	"encoding/binary"
-	"os"
 	goruntime "runtime"
 	"strconv"
 
@@ -12,7 +11,6 @@ import (
 
 	"github.com/cri-server/cri-server/pkg/errs"
 	"github.com/cri-server/cri-server/pkg/runtime/launch"
-	"github.com/cri-server/cri-server/pkg/runtime/program"
 )
 
 // PrepareHolder makes the program that holds a pod's namespaces: it makes or joins them, gives up
@@ -52,10 +50,7 @@ func (c *compiler) holder(o *HolderOptions) error {
 	if err := c.planUserns(o.ID, b); err != nil {
 		return err
 	}
-	if b.userns && len(o.Sysctls) > 0 {
-		return errs.New(errs.Invalid, "pod %s: sysctls of a pod in a user namespace are written from outside it", o.ID)
-	}
-	if b.ns.nested() {
+	if b.ns.early() || b.ns.late() {
 		return errs.New(errs.Unsupported, "pod %s: a holder cannot join a PID namespace", o.ID)
 	}
 	var err error
@@ -110,8 +105,7 @@ func (c *compiler) emptyRoot() {
 	c.makeVoid(void)
 	c.p.Subject("enter the empty root")
 	c.p.Call(unix.SYS_FCHDIR, void.Val())
-	c.p.Call(unix.SYS_PIVOT_ROOT, c.p.Str("."), c.p.Str("."))
-	c.p.Call(unix.SYS_UMOUNT2, c.p.Str("."), num(unix.MNT_DETACH))
+	c.pivot(false)
 	c.p.Call(unix.SYS_CHDIR, c.p.Str("/"))
 }
 
@@ -166,33 +160,4 @@ func pauseFilter(goarch string) []byte {
 		b = binary.LittleEndian.AppendUint32(b, in.K)
 	}
 	return b
-}
-
-// PrepareSysctls makes a program that writes kernel parameters in the network, IPC and UTS namespaces of
-// a process, with this process's own rights, and exits: a pod in a user namespace gets its sysctls so.
-// Start returns when they are written, and Wait the status 0.
-func PrepareSysctls(ctx context.Context, id string, pidfd *os.File, values map[string]string) (*Prepared, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	c := newCompiler(id)
-	if err := c.planProcfs(); err != nil {
-		return nil, err
-	}
-	fd := c.files.add(pidfd, false)
-	c.begin(nil)
-	c.p.Subject("join the pod's namespaces")
-	const flags = unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
-	c.p.Call(unix.SYS_SETNS, num(fd), num(flags))
-	if err := c.sysctls(values, &namespaces{joined: flags}); err != nil {
-		return nil, errs.New(errs.KindOf(err), "pod %s: %w", id, err)
-	}
-	c.p.Subject("report ready")
-	c.p.Report(program.Int(launch.ReportFD), launch.RecordReady)
-	c.p.Exit(0)
-	p, err := c.seal("sysctl")
-	if err != nil {
-		c.files.close()
-	}
-	return p, err
 }

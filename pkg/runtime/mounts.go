@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cri-server/cri-server/pkg/errs"
+	"github.com/cri-server/cri-server/pkg/runtime/launch"
 	"github.com/cri-server/cri-server/pkg/sys"
 )
 
@@ -63,6 +64,28 @@ func target(dest string) (string, error) {
 	return dest, nil
 }
 
+// resolveTarget is target, with links to nowhere in the root filesystem (which nobody uses yet) followed: the
+// program makes what is missing at their end, inside, as it makes other missing directories.
+func (c *compiler) resolveTarget(b *build, dest string) (string, error) {
+	dest, err := target(dest)
+	if err != nil || resolve(dest) != inRoot {
+		return dest, err
+	}
+	root := c.files.list[c.files.child[b.rootfs-launch.FirstFD]]
+	f, err := sys.OpenAt(root, dest, unix.O_PATH, 0, sys.InRoot)
+	if err == nil {
+		return dest, f.Close()
+	}
+	if !errors.Is(err, unix.ENOENT) {
+		return dest, nil // the program will say
+	}
+	real, err := sys.ResolveInRoot(root, dest)
+	if err != nil {
+		return "", err
+	}
+	return target(real)
+}
+
 // planMounts opens the sources of all mounts.
 func (c *compiler) planMounts(o *Options, b *build) error {
 	for i := range o.Spec.Mounts {
@@ -75,7 +98,7 @@ func (c *compiler) planMounts(o *Options, b *build) error {
 }
 
 func (c *compiler) planMount(o *Options, b *build, m *specs.Mount, tree *os.File) error {
-	dest, err := target(m.Destination)
+	dest, err := c.resolveTarget(b, m.Destination)
 	if err != nil {
 		return err
 	}

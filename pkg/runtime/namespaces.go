@@ -50,8 +50,12 @@ func (n *namespaces) all() uintptr { return n.create | n.joined }
 // has reports whether the process is in a namespace of that type that is not the launcher's.
 func (n *namespaces) has(flag uintptr) bool { return (n.all()|n.entered)&flag != 0 }
 
-// nested: a PID namespace that is joined, or made by the program, is entered by its children only.
-func (n *namespaces) nested() bool { return (n.joined|n.unshare)&unix.CLONE_NEWPID != 0 }
+// early: the program makes the PID namespace, which its child enters as the first process.
+func (n *namespaces) early() bool { return n.unshare&unix.CLONE_NEWPID != 0 }
+
+// late: the program joins a PID namespace where others are. Its child enters it when nothing is left to be
+// done that they should not see.
+func (n *namespaces) late() bool { return n.joined&unix.CLONE_NEWPID != 0 }
 
 // planNamespaces sorts the configuration's namespaces. Descriptors that are the same file are joined in
 // one call, in the kernel's order. The user namespace comes last: before it we are root, and may join

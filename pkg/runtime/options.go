@@ -80,7 +80,7 @@ type HolderOptions struct {
 	// UIDMappings and GIDMappings are needed with a user namespace.
 	UIDMappings, GIDMappings []specs.LinuxIDMapping
 	Hostname, Domainname     string            // set in the new UTS namespace when not empty
-	Sysctls                  map[string]string // written in the new namespaces; none with a user namespace: PrepareSysctls
+	Sysctls                  map[string]string // written in the new namespaces
 	Cgroup                   Cgroup
 	OOMScoreAdj              *int
 	Gate, Clamp              bool

@@ -74,6 +74,7 @@ func (c *compiler) plan(o *Options, b *build) error {
 	if b.ns.all()&unix.CLONE_NEWNS == 0 || b.ns.joined&unix.CLONE_NEWNS != 0 {
 		return errs.New(errs.Unsupported, "container %s: a container needs a mount namespace of its own", o.ID)
 	}
+	c.latePID = b.ns.late()
 	b.userns = b.ns.all()&unix.CLONE_NEWUSER != 0
 	if err := c.planUserns(o.ID, b); err != nil {
 		return err
@@ -208,9 +209,22 @@ func (c *compiler) planDevices(o *Options, b *build) error {
 
 // container writes the program of a container.
 func (c *compiler) container(o *Options, b *build) error {
-	spec, l := o.Spec, o.Spec.Linux
 	c.begin(b.tasks)
 	c.joinNamespaces(&b.ns)
+	if !b.ns.early() {
+		return c.contents(o, b)
+	}
+	// Nobody else is in the PID namespace yet, so that everything is done by its first process.
+	c.req.Nested = true
+	c.p.Subject("enter the PID namespace")
+	var err error
+	c.p.Nest(num(launch.ReportFD), func() { err = c.contents(o, b) })
+	return err
+}
+
+// contents writes what comes after the namespaces are there.
+func (c *compiler) contents(o *Options, b *build) error {
+	spec, l := o.Spec, o.Spec.Linux
 	if err := c.identity(spec, &b.ns); err != nil {
 		return fmt.Errorf("container %s: %w", o.ID, err)
 	}
@@ -222,7 +236,7 @@ func (c *compiler) container(o *Options, b *build) error {
 	}
 	return c.process(&processPlan{
 		proc: spec.Process, filter: b.filter, gate: o.Gate, clamp: o.Clamp, userns: b.userns, uidMaps: b.uidMaps, gidMaps: b.gidMaps,
-		nested: b.ns.nested(), keyring: !o.NoKeyring, extra: b.extra, stdioOwner: o.StdioOwner,
+		nested: b.ns.late(), keyring: !o.NoKeyring, extra: b.extra, stdioOwner: o.StdioOwner,
 		personality: l.Personality, create: true,
 	})
 }

@@ -114,11 +114,12 @@ type compiler struct {
 	warnings []string
 	hints    map[int]hint
 
-	target int // child descriptor of the pidfd that exec joins
-	procfs int // child descriptor of a detached procfs, 0 while there is none
-	dst    program.Slot
-	aux    program.Slot
-	buf    program.Buf
+	target  int  // child descriptor of the pidfd that exec joins
+	latePID bool // the PID namespace is joined, and entered last
+	procfs  int  // child descriptor of a detached procfs, 0 while there is none
+	dst     program.Slot
+	aux     program.Slot
+	buf     program.Buf
 }
 
 func newCompiler(id string) *compiler {

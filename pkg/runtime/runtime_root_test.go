@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/cri-server/cri-server/internal/testroot"
 	"github.com/cri-server/cri-server/pkg/runtime"
@@ -57,6 +58,12 @@ type result struct {
 // launchPrepared starts p and waits for its end.
 func launchPrepared(t *testing.T, p *runtime.Prepared) (result, error) {
 	t.Helper()
+	return launchWatched(t, p, make(chan int, 1))
+}
+
+// launchWatched is launchPrepared that tells the pid once the process runs.
+func launchWatched(t *testing.T, p *runtime.Prepared, pid chan<- int) (result, error) {
+	t.Helper()
 	defer p.Close()
 	or, ow, _ := os.Pipe()
 	er, ew, _ := os.Pipe()
@@ -69,6 +76,7 @@ func launchPrepared(t *testing.T, p *runtime.Prepared) (result, error) {
 		return result{}, p.Explain(err)
 	}
 	defer proc.Close()
+	pid <- proc.Pid
 	if p.Request.Gate {
 		if err := proc.Release(); err != nil {
 			return result{}, p.Explain(err)
@@ -112,24 +120,65 @@ func TestHello(t *testing.T) {
 	}
 }
 
-func TestInside(t *testing.T) {
-	testroot.NeedRoot(t)
-	root := testroot.Rootfs(t, t.TempDir())
-	r, err := run(t, runtime.Options{Spec: spec(root, `
-echo pid $$
-hostname
-ls /proc/self/fd | wc -l
-cat /proc/mounts
-ls -l /dev
-cat /proc/self/status
-cat /proc/keys /proc/kcore | wc -c
-ls /sys/firmware /proc/acpi
-echo x > /proc/sys/kernel/hostname || echo ro`)})
+// started is a container that runs.
+type started struct {
+	*launch.Process
+	spec *specs.Spec
+	out  *os.File
+}
+
+// begin starts a container and leaves it running; its stdout is read from out.
+func begin(t *testing.T, o runtime.Options) *started {
+	t.Helper()
+	if o.ID == "" {
+		o.ID = "test"
+	}
+	o.Clamp = true
+	p, err := runtime.Prepare(context.Background(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Log(r.out, r.err)
-	if !strings.HasPrefix(r.out, "pid 1\nbox\n") {
-		t.Errorf("got %+v", r)
+	return &started{startPrepared(t, p), o.Spec, nil}
+}
+
+// startPrepared starts p with no stdio and ends it with the test.
+func startPrepared(t *testing.T, p *runtime.Prepared) *launch.Process {
+	t.Helper()
+	defer p.Close()
+	proc, err := launch.Start(&p.Request, p.Files, [3]*os.File{})
+	if err != nil {
+		t.Fatal(p.Explain(err))
+	}
+	t.Cleanup(func() {
+		proc.Kill(unix.SIGKILL)
+		proc.Wait()
+		proc.Close()
+	})
+	return proc
+}
+
+// exec runs a script in a container and returns what it did.
+func (s *started) exec(t *testing.T, script string, change ...func(o *runtime.ExecOptions)) (result, error) {
+	t.Helper()
+	proc := *s.spec.Process
+	proc.Args = []string{"sh", "-c", script}
+	o := runtime.ExecOptions{ID: "test", Spec: s.spec, Process: &proc, Pid: s.Pid, Clamp: true}
+	for _, f := range change {
+		f(&o)
+	}
+	p, err := runtime.PrepareExec(context.Background(), o)
+	if err != nil {
+		return result{}, err
+	}
+	return launchPrepared(t, p)
+}
+
+// has fails the test unless out holds every line.
+func has(t *testing.T, out string, lines ...string) {
+	t.Helper()
+	for _, l := range lines {
+		if !strings.Contains("\n"+out, "\n"+l+"\n") {
+			t.Errorf("no line %q in:\n%s", l, out)
+		}
 	}
 }

@@ -3,7 +3,6 @@ package runtime
 import (
 	"sort"
 	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -32,7 +31,6 @@ func (c *compiler) sysctls(values map[string]string, ns *namespaces) error {
 			return errs.New(errs.Invalid, "sysctl %s: the value has a NUL in it", name)
 		}
 		c.writeProc("sysctl "+name, path, values[name])
-		c.hint(func(e syscall.Errno) error { return wrapErrno(e, "sysctl %s", name) })
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,19 +20,29 @@ const (
 	OverlayTrees                // overlay layers that are detached (idmapped) mounts: 6.15
 	IdmapTmpfs                  // idmapped mounts of tmpfs: 6.3
 	PidfdInfo                   // PIDFD_GET_INFO tells the exit code: 6.15
+	ProcPidns                   // procfs takes the PID namespace as an option; programs find out for themselves
 	featureCount
 )
 
-var featureNames = [featureCount]string{"execmemfd", "mountontree", "overlayfds", "overlaytrees", "idmaptmpfs", "pidfdinfo"}
+var featureNames = [featureCount]string{"execmemfd", "mountontree", "overlayfds", "overlaytrees", "idmaptmpfs", "pidfdinfo", "procpidns"}
 
 // KernelEnv is the environment variable that takes features away: a list of names ("execmemfd",
 // "mountontree", …) or a kernel version ("5.15"), for tests of what older kernels need.
 const KernelEnv = "CRI_SERVER_KERNEL"
 
-var features = sync.OnceValue(func() uint { return probe(os.Getenv(KernelEnv)) })
+var (
+	probeOnce sync.Once
+	features  atomic.Uint32
+)
 
 // Has reports whether the running kernel has the feature. The first call probes, once per process.
-func Has(f Feature) bool { return features()>>f&1 != 0 }
+func Has(f Feature) bool {
+	probeOnce.Do(Reprobe)
+	return features.Load()>>f&1 != 0
+}
+
+// Reprobe looks at the kernel and at KernelEnv again: for tests that change the variable.
+func Reprobe() { features.Store(uint32(probe(os.Getenv(KernelEnv)))) }
 
 // String is the name that KernelEnv knows the feature by.
 func (f Feature) String() string {
@@ -46,7 +57,7 @@ func probe(without string) uint {
 	if a, b, ok := parseVersion(without); ok {
 		major, minor = a, b
 	}
-	since := [featureCount][2]int{{0, 0}, {6, 15}, {6, 13}, {6, 15}, {6, 3}, {6, 15}}
+	since := [featureCount][2]int{{0, 0}, {6, 15}, {6, 13}, {6, 15}, {6, 3}, {6, 15}, {0, 0}}
 	var set uint
 	for f, v := range since {
 		if major > v[0] || major == v[0] && minor >= v[1] {

@@ -35,7 +35,7 @@ var calls = []call{
 	{unix.SYS_IOCTL, "ioctl", "fxx"}, {unix.SYS_DUP3, "dup3", "ffO"}, {unix.SYS_FCNTL, "fcntl", "fdd"},
 	{unix.SYS_SENDMSG, "sendmsg", "fxx"}, {unix.SYS_EXECVE, "execve", "sxx"}, {unix.SYS_EXIT_GROUP, "exit_group", "d"},
 	{unix.SYS_PPOLL, "ppoll", "dddd"}, {unix.SYS_RT_SIGACTION, "rt_sigaction", "dxdd"}, {unix.SYS_RT_SIGPROCMASK, "rt_sigprocmask", "dxdd"},
-	{unix.SYS_GETPID, "getpid", ""}, {unix.SYS_IOPRIO_SET, "ioprio_set", "ddx"}, {unix.SYS_SCHED_SETATTR, "sched_setattr", "dxd"},
+	{unix.SYS_WAIT4, "wait4", "dxxx"}, {unix.SYS_GETPID, "getpid", ""}, {unix.SYS_IOPRIO_SET, "ioprio_set", "ddx"}, {unix.SYS_SCHED_SETATTR, "sched_setattr", "dxd"},
 	{unix.SYS_SCHED_SETAFFINITY, "sched_setaffinity", "ddx"}, {unix.SYS_PERSONALITY, "personality", "x"}, {unix.SYS_KEYCTL, "keyctl", "dsddd"},
 	{unix.SYS_FSTATFS, "fstatfs", "fx"}, {unix.SYS_KILL, "kill", "dd"}, {unix.SYS_SET_MEMPOLICY, "set_mempolicy", "dxd"},
 }
