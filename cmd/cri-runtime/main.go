@@ -2,16 +2,17 @@
 package main
 
 import (
-	"fmt"
 	"os"
 
+	"github.com/cri-server/cri-server/pkg/runtime/cli"
 	"github.com/cri-server/cri-server/pkg/shim"
 )
+
+var version = "unknown" // set by the linker
 
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == "shim" { // before anything else: there is one such process per pod
 		os.Exit(shim.Main(os.Args[2:]))
 	}
-	fmt.Fprintln(os.Stderr, "cri-runtime: no such command")
-	os.Exit(1)
+	os.Exit(cli.Main(os.Args, version))
 }

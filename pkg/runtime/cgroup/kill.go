@@ -438,3 +438,14 @@ func waitMembers(ctx context.Context, d dir, round int) {
 	case <-time.After(min(200*time.Microsecond<<min(round, 8), 50*time.Millisecond)):
 	}
 }
+
+// Prune removes the group's own directories where nothing is in them, neither processes nor groups, and
+// leaves the others. It does not wait.
+func (g *Group) Prune() {
+	for _, t := range g.host.trees {
+		if d, err := g.host.at(t, g.path); err == nil {
+			_ = unix.Unlinkat(t.root, g.path, unix.AT_REMOVEDIR) // EBUSY is the answer
+			d.close()
+		}
+	}
+}

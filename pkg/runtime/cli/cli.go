@@ -1,0 +1,177 @@
+// Package cli speaks runc's command line: flags, JSON, exit codes and the error texts that people script
+// against, on top of the same prepare and launch functions that the shim's daemon uses.
+//
+// A container's state is a directory below --root, written before whatever it names exists, so that a
+// container whose creation was cut short at any moment can be deleted by its name. What a container's
+// status is, is asked of the kernel each time: the process, its gate, its freezer.
+//
+// Nothing of the package runs before Main, since the shim lives in the same executable.
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"runtime"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// defaultRoot is where containers are kept when --root does not say; the daemon's are elsewhere.
+const defaultRoot = "/run/cri-runtime"
+
+// app is one run of the command line.
+type app struct {
+	name    string // what it was called as: scripts link it to "runc"
+	version string
+	root    string
+	rootSet bool
+	log     logger
+	debug   bool
+	systemd bool
+}
+
+// command is one of runc's verbs.
+type command struct {
+	name, args, usage string
+	min, max          int // arguments
+	stop              int // flags end after that many arguments; 0: they may stand anywhere
+	setup             func(*app) ([]flag, func(args []string) error)
+}
+
+// exitError carries the exit code of a container's process, or of a command that has one of its own.
+type exitError struct {
+	code int
+	err  error // nil: there is nothing to say
+}
+
+func (e *exitError) Error() string { return fmt.Sprint(e.err) }
+func (e *exitError) Unwrap() error { return e.err }
+
+// Main runs the command line, args[0] included, and returns the exit code.
+func Main(args []string, version string) int {
+	a := &app{name: filepath.Base(args[0]), version: version, root: defaultRoot, log: logger{format: "text"}}
+	err := a.run(args[1:])
+	if err == nil {
+		return 0
+	}
+	code := 1
+	var exit *exitError
+	if errors.As(err, &exit) {
+		if code = exit.code; exit.err == nil {
+			return code
+		}
+	}
+	a.log.fatal(err)
+	return code
+}
+
+func (a *app) globals(help, version *bool) []flag {
+	var criu, rootless string
+	return []flag{
+		boolean(&a.debug, "debug", "enable debug logging"),
+		text(&a.log.file, "log", "FILE", "write errors and warnings to this file too"),
+		text(&a.log.format, "log-format", "FORMAT", "format of the log: text or json"),
+		{names: []string{"root"}, arg: "DIR", usage: "directory for the state of containers (default " + defaultRoot + ")",
+			set: func(v string) error { a.root, a.rootSet = v, true; return nil }},
+		boolean(&a.systemd, "systemd-cgroup", "not supported here: cgroups are managed by cgroupfs"),
+		hidden(text(&rootless, "rootless", "MODE", "")),
+		hidden(text(&criu, "criu", "FILE", "")),
+		boolean(version, "version v", "print the version"),
+		boolean(help, "help h", "show this help"),
+	}
+}
+
+func (a *app) run(args []string) error {
+	var help, version bool
+	globals := a.globals(&help, &version)
+	rest, err := parse(globals, args, 1)
+	if err != nil {
+		return err
+	}
+	if version {
+		fmt.Printf("%s version %s\nspec: %s\ngo: %s\n", a.name, a.version, specs.Version, runtime.Version())
+		return nil
+	}
+	if len(rest) == 0 || help || rest[0] == "help" || rest[0] == "h" {
+		a.help(globals)
+		return nil
+	}
+	if err := a.settle(); err != nil {
+		return err
+	}
+	for _, c := range commands() {
+		if c.name == rest[0] {
+			return a.dispatch(&c, rest[1:])
+		}
+	}
+	return fmt.Errorf("no such command: %q. %s --help lists them", rest[0], a.name)
+}
+
+// settle checks what the global flags say.
+func (a *app) settle() error {
+	if a.systemd {
+		return errors.New("--systemd-cgroup is not supported: cgroups are managed by cgroupfs. Leave the flag away and give cgroupsPath as a path")
+	}
+	if a.rootSet {
+		abs, err := filepath.Abs(a.root)
+		if err != nil {
+			return err
+		}
+		if a.root = abs; abs == "/" {
+			return errors.New("Option --root argument should not be set to /") //nolint:staticcheck // runc's words
+		}
+	}
+	return a.log.open()
+}
+
+func (a *app) dispatch(c *command, args []string) error {
+	var help bool
+	flags, action := c.setup(a)
+	flags = append(flags, boolean(&help, "help h", "show this help"))
+	rest, err := parse(flags, args, c.stop)
+	if err != nil {
+		a.commandHelp(c, flags)
+		return fmt.Errorf("%s: %w", c.name, err)
+	}
+	if help {
+		a.commandHelp(c, flags)
+		return nil
+	}
+	word := ""
+	switch n := len(rest); {
+	case c.min == c.max && n != c.min:
+		word = fmt.Sprintf("exactly %d", c.min)
+	case n < c.min:
+		word = fmt.Sprintf("a minimum of %d", c.min)
+	case c.max >= 0 && n > c.max:
+		word = fmt.Sprintf("a maximum of %d", c.max)
+	}
+	if word != "" {
+		fmt.Print("Incorrect Usage.\n\n")
+		a.commandHelp(c, flags)
+		return fmt.Errorf("%s: %q requires %s argument(s)", a.name, c.name, word)
+	}
+	return action(rest)
+}
+
+// commands are the verbs, in the order of help.
+func commands() []command {
+	const id = "<container-id>"
+	return []command{
+		{name: "create", args: id, usage: "create a container", min: 1, max: 1, setup: setupCreate},
+		{name: "start", args: id, usage: "run the program of a created container", min: 1, max: 1, setup: setupStart},
+		{name: "run", args: id, usage: "create and start a container", min: 1, max: 1, setup: setupRun},
+		{name: "exec", args: id + " <command> [argument...]", usage: "run another process in a container", min: 1, max: -1, stop: 1, setup: setupExec},
+		{name: "kill", args: id + " [signal]", usage: "send a signal (SIGTERM) to a container's process", min: 1, max: 2, stop: 1, setup: setupKill},
+		{name: "delete", args: id, usage: "remove a container and all it holds", min: 1, max: 1, setup: setupDelete},
+		{name: "state", args: id, usage: "print the state of a container as JSON", min: 1, max: 1, setup: setupState},
+		{name: "list", usage: "list the containers", min: 0, max: 0, setup: setupList},
+		{name: "ps", args: id + " [ps options]", usage: "list the processes of a container", min: 1, max: -1, stop: 1, setup: setupPs},
+		{name: "pause", args: id, usage: "stop the processes of a container", min: 1, max: 1, setup: setupPause},
+		{name: "resume", args: id, usage: "let the processes of a paused container run again", min: 1, max: 1, setup: setupResume},
+		{name: "update", args: id, usage: "change the resource limits of a container", min: 1, max: 1, setup: setupUpdate},
+		{name: "spec", usage: "write a configuration to start from", min: 0, max: 0, setup: setupSpec},
+		{name: "features", usage: "print what this runtime can do as JSON", min: 0, max: 0, setup: setupFeatures},
+	}
+}

@@ -1,0 +1,286 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/cri-server/cri-server/pkg/fault"
+	"github.com/cri-server/cri-server/pkg/runtime/cgroup"
+)
+
+// What callers look for in the texts of these is runc's wording, which drivers of runc match.
+var (
+	errNotExist   = errors.New("container does not exist")
+	errExist      = errors.New("container with given ID already exists")
+	errInvalidID  = errors.New("invalid container ID format")
+	errNotRunning = errors.New("container not running")
+)
+
+// Statuses of a container, as runtime-spec names them; paused is runc's.
+const (
+	statusCreating = "creating"
+	statusCreated  = "created"
+	statusRunning  = "running"
+	statusPaused   = "paused"
+	statusStopped  = "stopped"
+)
+
+// record is what state.json holds. It is replaced whole.
+type record struct {
+	Version     int               `json:"version"`
+	ID          string            `json:"id"`
+	Bundle      string            `json:"bundle"`
+	Rootfs      string            `json:"rootfs"`
+	Created     time.Time         `json:"created"`
+	Annotations map[string]string `json:"annotations,omitempty"`
+	Boot        string            `json:"boot"`             // boot ID: pids of another boot are nobody's
+	Cgroup      string            `json:"cgroup"`           // named before it is made
+	Above       []string          `json:"above,omitempty"`  // groups above it that create makes too
+	Pid         int               `json:"pid,omitempty"`    // 0 while creating
+	Start       uint64            `json:"start,omitempty"`  // start time of Pid, in the kernel's ticks
+	OwnPID      bool              `json:"ownPid,omitempty"` // PID 1 of a namespace of its own, which its end ends
+}
+
+// recordVersion is that of the format; a reader refuses what is newer.
+const recordVersion = 1
+
+// container is an existing state directory.
+type container struct {
+	app  *app
+	dir  string
+	file *os.File // the directory, which carries the lock
+	record
+}
+
+// checkID refuses what is no file name or could confuse a reader of lists.
+func checkID(id string) error {
+	if id == "" {
+		return errors.New("container id cannot be empty")
+	}
+	if id == "." || id == ".." || len(id) > 1024 ||
+		strings.Trim(id, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.") != "" {
+		return errInvalidID
+	}
+	return nil
+}
+
+// load opens a container by its name. Without a record there is none, whatever else there is.
+func (a *app) load(id string) (*container, error) {
+	if err := checkID(id); err != nil {
+		return nil, err
+	}
+	c := &container{app: a, dir: filepath.Join(a.root, id)}
+	data, err := os.ReadFile(filepath.Join(c.dir, "state.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, errNotExist
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(data, &c.record); err != nil {
+		return nil, fmt.Errorf("state of container %s: %w", id, err)
+	}
+	if c.Version > recordVersion {
+		return nil, fmt.Errorf("state of container %s: version %d was written by a newer %s", id, c.Version, a.name)
+	}
+	if c.file, err = os.Open(c.dir); err != nil {
+		return nil, errNotExist
+	}
+	return c, nil
+}
+
+// close lets go of the directory, and of the lock.
+func (c *container) close() {
+	if c.file != nil {
+		c.file.Close()
+	}
+}
+
+// lock keeps other commands that change the container away. It waits for them.
+func (c *container) lock() error {
+	for {
+		err := unix.Flock(int(c.file.Fd()), unix.LOCK_EX)
+		if err != unix.EINTR {
+			return os.NewSyscallError("flock", err)
+		}
+	}
+}
+
+// locked reports whether another command is at it.
+func (c *container) locked() bool {
+	if err := unix.Flock(int(c.file.Fd()), unix.LOCK_SH|unix.LOCK_NB); err != nil {
+		return true
+	}
+	unix.Flock(int(c.file.Fd()), unix.LOCK_UN)
+	return false
+}
+
+// save replaces the record.
+func (c *container) save() error {
+	data, err := json.Marshal(&c.record)
+	if err != nil {
+		return err
+	}
+	return c.write("state.json", data)
+}
+
+// write replaces a file of the state directory whole.
+func (c *container) write(name string, data []byte) error {
+	tmp := filepath.Join(c.dir, "."+name)
+	if err := os.WriteFile(tmp, data, 0o600); err != nil {
+		return err
+	}
+	if err := fault.At("runtime/" + name); err != nil {
+		return err
+	}
+	return os.Rename(tmp, filepath.Join(c.dir, name))
+}
+
+// spec is the configuration that the container was created with, whatever the bundle holds now.
+func (c *container) spec() (*specs.Spec, error) {
+	data, err := os.ReadFile(filepath.Join(c.dir, "config.json"))
+	if err != nil {
+		return nil, err
+	}
+	var s specs.Spec
+	return &s, json.Unmarshal(data, &s)
+}
+
+// group is the container's cgroup.
+func (c *container) group() (*cgroup.Group, *cgroup.Host, error) {
+	h, err := cgroup.Probe()
+	if err != nil {
+		return nil, nil, err
+	}
+	g, err := h.At(c.Cgroup)
+	if err != nil {
+		h.Close()
+		return nil, nil, err
+	}
+	return g, h, nil
+}
+
+// pidfd opens the container's process. errNotRunning: it has ended, or there never was one.
+func (c *container) pidfd() (*os.File, error) {
+	if c.Pid == 0 || c.Boot != bootID() {
+		return nil, errNotRunning
+	}
+	fd, err := unix.PidfdOpen(c.Pid, 0)
+	if err != nil {
+		return nil, errNotRunning
+	}
+	// What the pid names now is what we hold; it is ours when it began when ours did.
+	if start, zombie, err := procStat(c.Pid); err != nil || start != c.Start || zombie {
+		unix.Close(fd)
+		return nil, errNotRunning
+	}
+	return os.NewFile(uintptr(fd), "pidfd"), nil
+}
+
+// status asks the kernel.
+func (c *container) status() string {
+	if c.Pid == 0 {
+		if c.locked() {
+			return statusCreating
+		}
+		return statusStopped // its creation was cut short
+	}
+	pidfd, err := c.pidfd()
+	if err != nil {
+		return statusStopped
+	}
+	pidfd.Close()
+	if g, h, err := c.group(); err == nil {
+		defer h.Close()
+		if frozen, err := g.Frozen(); err == nil && frozen {
+			return statusPaused
+		}
+	}
+	if c.gated() {
+		return statusCreated
+	}
+	return statusRunning
+}
+
+// gated reports whether the container's process still waits at its gate: it alone reads that fifo.
+func (c *container) gated() bool {
+	fd, err := unix.Open(filepath.Join(c.dir, "gate.fifo"), unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if err == nil {
+		unix.Close(fd)
+	}
+	return err == nil
+}
+
+// destroy kills what is left of the container and removes all it holds, its record last. It works from
+// what exists, and may be repeated.
+func (c *container) destroy(ctx context.Context) error {
+	g, h, err := c.group()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	if err := g.Kill(ctx); err != nil {
+		return err
+	}
+	if err := g.Delete(ctx); err != nil {
+		return err
+	}
+	for i := len(c.Above) - 1; i >= 0; i-- {
+		if up, err := h.At(c.Above[i]); err == nil {
+			up.Prune() // another container may be below it by now
+		}
+	}
+	return removeState(c.dir)
+}
+
+// removeState removes a state directory so that the record goes last.
+func removeState(dir string) error {
+	list, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range list {
+		if e.Name() != "state.json" {
+			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return os.RemoveAll(dir)
+}
+
+// bootID tells this run of the kernel from others.
+func bootID() string {
+	b, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(b))
+}
+
+// procStat reads a process's start time and whether it has ended.
+func procStat(pid int) (start uint64, zombie bool, err error) {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return 0, false, err
+	}
+	// The name in parentheses may contain anything; what follows the last one is numbers.
+	i := strings.LastIndexByte(string(b), ')')
+	f := strings.Fields(string(b[i+1:]))
+	if i < 0 || len(f) < 20 {
+		return 0, false, fmt.Errorf("/proc/%d/stat is not as expected", pid)
+	}
+	start, err = strconv.ParseUint(f[19], 10, 64)
+	return start, f[0] == "Z" || f[0] == "X", err
+}

@@ -1,0 +1,440 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/cri-server/cri-server/pkg/fault"
+	"github.com/cri-server/cri-server/pkg/runtime"
+	"github.com/cri-server/cri-server/pkg/runtime/cgroup"
+	"github.com/cri-server/cri-server/pkg/runtime/launch"
+)
+
+// teardown bounds the removal of a container: a process in an uninterruptible wait must not hold the
+// command line for ever.
+const teardown = 30 * time.Second
+
+// creation is what create and run are told.
+type creation struct {
+	app           *app
+	id            string
+	bundle        string
+	consoleSocket string
+	pidfdSocket   string
+	pidFile       string
+	noPivot       bool
+	noKeyring     bool
+	noSubreaper   bool
+	preserve      int
+	detach        bool
+	keep          bool
+	stays         bool // run: this process, not start, opens the gate
+
+	c       *container
+	config  *specs.Spec
+	group   *cgroup.Group
+	host    *cgroup.Host
+	prep    *runtime.Prepared
+	proc    *launch.Process
+	console *console
+}
+
+func (cr *creation) flags() []flag {
+	return []flag{
+		text(&cr.bundle, "bundle b", "DIR", "the bundle's directory (default: the current one)"),
+		text(&cr.consoleSocket, "console-socket", "PATH", "unix socket that receives the terminal's master"),
+		text(&cr.pidfdSocket, "pidfd-socket", "PATH", "unix socket that receives a pidfd of the process"),
+		text(&cr.pidFile, "pid-file", "FILE", "file that receives the process ID"),
+		boolean(&cr.noPivot, "no-pivot", "enter the root filesystem without pivot_root"),
+		boolean(&cr.noKeyring, "no-new-keyring", "keep the session keyring of the caller"),
+		number(&cr.preserve, "preserve-fds", "hand N descriptors from 3 up to the container"),
+	}
+}
+
+func setupCreate(a *app) ([]flag, func([]string) error) {
+	cr := &creation{app: a, detach: true, keep: true}
+	return cr.flags(), func(args []string) error {
+		cr.id = args[0]
+		if _, err := cr.do(); err != nil {
+			return fmt.Errorf("%s create failed: %w", a.name, err)
+		}
+		return nil
+	}
+}
+
+func setupRun(a *app) ([]flag, func([]string) error) {
+	cr := &creation{app: a, stays: true}
+	flags := append(cr.flags(),
+		boolean(&cr.detach, "detach d", "leave the container running and return"),
+		boolean(&cr.keep, "keep", "do not delete the container after it has ended"),
+		boolean(&cr.noSubreaper, "no-subreaper", "do not adopt the container's orphans"))
+	return flags, func(args []string) error {
+		cr.id = args[0]
+		code, err := cr.do()
+		if err != nil {
+			return fmt.Errorf("%s run failed: %w", a.name, err)
+		}
+		if code != 0 {
+			return &exitError{code: code}
+		}
+		return nil
+	}
+}
+
+// do creates the container and, for run, starts it and stays until it has ended. What fails takes back
+// what was made.
+func (cr *creation) do() (code int, err error) {
+	if err := cr.read(); err != nil {
+		return 0, err
+	}
+	if err := cr.claim(); err != nil {
+		return 0, err
+	}
+	defer cr.c.close()
+	defer func() {
+		if err != nil {
+			ctx, cancel := context.WithTimeout(context.Background(), teardown)
+			defer cancel()
+			if e := cr.c.destroy(ctx); e != nil {
+				cr.app.log.warn("removing what was made of container %s: %v", cr.id, e)
+			}
+		}
+	}()
+	if err := cr.prepare(); err != nil {
+		return 0, err
+	}
+	defer cr.host.Close()
+	defer cr.prep.Close()
+	if err := cr.launch(); err != nil {
+		return 0, err
+	}
+	defer cr.proc.Close()
+	if !cr.stays {
+		return 0, nil
+	}
+	if err := cr.release(); err != nil {
+		cr.proc.Kill(unix.SIGKILL)
+		return 0, err
+	}
+	if cr.detach {
+		return 0, nil
+	}
+	return cr.stay()
+}
+
+// read reads and checks the configuration, and what the flags say against it.
+func (cr *creation) read() error {
+	if err := checkID(cr.id); err != nil {
+		return err
+	}
+	var err error
+	if cr.bundle, err = filepath.Abs(cr.bundle); err != nil {
+		return err
+	}
+	if cr.config, err = loadSpec(filepath.Join(cr.bundle, "config.json")); err != nil {
+		return err
+	}
+	if err := checkProcess(cr.config.Process); err != nil {
+		return err
+	}
+	if cr.config.Linux == nil {
+		return errors.New("the configuration has no linux section")
+	}
+	if err := checkHooks(cr.config.Hooks); err != nil {
+		return err
+	}
+	return checkTerminal(cr.config.Process.Terminal, cr.detach, cr.consoleSocket)
+}
+
+// loadSpec reads a configuration.
+func loadSpec(file string) (*specs.Spec, error) {
+	data, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("JSON specification file %s not found", filepath.Base(file))
+	}
+	if err != nil {
+		return nil, err
+	}
+	var s specs.Spec
+	if err := json.Unmarshal(data, &s); err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	return &s, nil
+}
+
+func checkProcess(p *specs.Process) error {
+	switch {
+	case p == nil:
+		return errors.New("process property must not be empty")
+	case p.Cwd == "":
+		return errors.New("Cwd property must not be empty") //nolint:staticcheck // runc's words
+	case !path.IsAbs(p.Cwd):
+		return errors.New("Cwd must be an absolute path") //nolint:staticcheck // runc's words
+	case len(p.Args) == 0:
+		return errors.New("args must not be empty")
+	}
+	return nil
+}
+
+func checkTerminal(terminal, detach bool, socket string) error {
+	if detach && terminal && socket == "" {
+		return errors.New("cannot allocate tty if runc will detach without setting console socket")
+	}
+	if (!detach || !terminal) && socket != "" {
+		return errors.New("cannot use console socket if runc will not detach or allocate tty")
+	}
+	return nil
+}
+
+// claim takes the name: the state directory and its lock, and in it, before anything is made that it
+// names, the record.
+func (cr *creation) claim() error {
+	c := &container{app: cr.app, dir: filepath.Join(cr.app.root, cr.id)}
+	if err := os.MkdirAll(cr.app.root, 0o700); err != nil {
+		return err
+	}
+	if err := os.Mkdir(c.dir, 0o700); err != nil {
+		if errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("container with id exists: %s: %w", cr.id, errExist)
+		}
+		return err
+	}
+	var err error
+	if c.file, err = os.Open(c.dir); err != nil {
+		return err
+	}
+	if err := c.lock(); err != nil {
+		return err
+	}
+	c.record = record{
+		Version: recordVersion, ID: cr.id, Bundle: cr.bundle, Rootfs: cr.rootfs(), Created: time.Now().UTC(),
+		Annotations: cr.config.Annotations, Boot: bootID(), Cgroup: cgroupPath(cr.config.Linux.CgroupsPath, cr.id),
+	}
+	for _, n := range cr.config.Linux.Namespaces {
+		c.OwnPID = c.OwnPID || n.Type == specs.PIDNamespace && n.Path == ""
+	}
+	cr.c = c
+	err = cr.intend()
+	if err != nil {
+		removeState(c.dir)
+		c.close()
+	}
+	return err
+}
+
+// intend writes down what is about to be made. A cgroup with processes is somebody else's.
+func (cr *creation) intend() error {
+	g, h, err := cr.c.group()
+	if err != nil {
+		return err
+	}
+	cr.group, cr.host = g, h
+	if g.Exists() {
+		pids, err := g.Pids()
+		if err != nil {
+			return err
+		}
+		if len(pids) > 0 {
+			return fmt.Errorf("container's cgroup is not empty: %d process(es) found", len(pids))
+		}
+	}
+	cr.c.Cgroup = g.Path()
+	for up := path.Dir(g.Path()); up != "/"; up = path.Dir(up) {
+		if above, err := h.At(up); err == nil && !above.Exists() {
+			cr.c.Above = append(cr.c.Above, up)
+		}
+	}
+	slices.Reverse(cr.c.Above)
+	data, err := json.Marshal(cr.config)
+	if err != nil {
+		return err
+	}
+	if err := cr.c.write("config.json", data); err != nil {
+		return err
+	}
+	return cr.c.save()
+}
+
+func (cr *creation) rootfs() string {
+	if cr.config.Root == nil {
+		return ""
+	}
+	if p := cr.config.Root.Path; filepath.IsAbs(p) {
+		return filepath.Clean(p)
+	}
+	return filepath.Join(cr.bundle, cr.config.Root.Path)
+}
+
+// cgroupPath is where a container's cgroup is: the configuration's path below the mount points, or the
+// name of the container there.
+func cgroupPath(configured, id string) string {
+	if strings.Trim(configured, "/") == "" {
+		return "/" + id
+	}
+	return configured
+}
+
+// prepare makes and limits the cgroup, and compiles the program.
+func (cr *creation) prepare() error {
+	var opts cgroup.CreateOptions
+	if owner, ok := delegate(cr.config); ok {
+		opts.Owner = &owner
+	}
+	if err := fault.At("runtime/cgroup"); err != nil {
+		return err
+	}
+	if _, err := cr.host.Create(cr.c.Cgroup, opts); err != nil {
+		return err
+	}
+	if err := cr.group.Apply(cr.config.Linux.Resources); err != nil {
+		return err
+	}
+	extra, env, err := extraFiles(cr.preserve)
+	if err != nil {
+		return err
+	}
+	cr.config.Process.Env = append(cr.config.Process.Env, env...)
+	cr.prep, err = runtime.Prepare(context.Background(), cr.options(extra))
+	if err == nil {
+		for _, w := range cr.prep.Warnings {
+			cr.app.log.warn("%s", w)
+		}
+		err = fault.At("runtime/prepare")
+	}
+	return err
+}
+
+func (cr *creation) options(extra []*os.File) runtime.Options {
+	return runtime.Options{
+		ID: cr.id, Spec: cr.config, Bundle: cr.bundle, Cgroup: cr.group, Gate: true, NoPivot: cr.noPivot,
+		NoKeyring: cr.noKeyring, ExtraFiles: extra, StdioOwner: true,
+	}
+}
+
+// delegate finds the user who owns the container's cgroup: the root of its user namespace, where it has
+// that and a cgroup namespace, and may write to its cgroup mount (config-linux.md, cgroup ownership).
+func delegate(s *specs.Spec) (uint32, bool) {
+	has := func(t specs.LinuxNamespaceType) bool {
+		return slices.ContainsFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == t })
+	}
+	writable := slices.ContainsFunc(s.Mounts, func(m specs.Mount) bool {
+		return m.Destination == "/sys/fs/cgroup" && !slices.Contains(m.Options, "ro")
+	})
+	if !has(specs.UserNamespace) || !has(specs.CgroupNamespace) || !writable {
+		return 0, false
+	}
+	uid := s.Process.User.UID
+	for _, m := range s.Linux.UIDMappings {
+		if uid >= m.ContainerID && uid-m.ContainerID < m.Size {
+			return m.HostID + uid - m.ContainerID, true
+		}
+	}
+	return 0, false
+}
+
+// extraFiles are the caller's descriptors for the container: those of socket activation, and as many more
+// as it was told.
+func extraFiles(preserve int) (files []*os.File, env []string, err error) {
+	n := 0
+	if os.Getenv("LISTEN_PID") == strconv.Itoa(os.Getpid()) {
+		if n, err = strconv.Atoi(os.Getenv("LISTEN_FDS")); err != nil || n < 0 {
+			return nil, nil, fmt.Errorf("LISTEN_FDS=%q is not a number of descriptors", os.Getenv("LISTEN_FDS"))
+		}
+		env = []string{"LISTEN_FDS=" + strconv.Itoa(n), "LISTEN_PID=1"}
+	}
+	for fd := 3; fd < 3+n+preserve; fd++ {
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil {
+			return nil, nil, fmt.Errorf("unable to stat preserved-fd %d (of %d): %w", fd-3-n, preserve, err)
+		}
+		unix.CloseOnExec(fd) // for everyone but the container
+		files = append(files, os.NewFile(uintptr(fd), "preserved"))
+	}
+	return files, env, nil
+}
+
+// launch starts the program up to its gate, and records the process.
+func (cr *creation) launch() error {
+	var err error
+	if cr.console, err = newConsole(cr.config.Process.Terminal, cr.detach, cr.consoleSocket); err != nil {
+		return err
+	}
+	if cr.stays {
+		cr.proc, err = launch.Start(&cr.prep.Request, cr.prep.Files, cr.console.stdio)
+	} else {
+		cr.proc, err = launch.StartDetached(cr.c.file, &cr.prep.Request, cr.prep.Files, cr.console.stdio)
+	}
+	cr.console.started()
+	if err != nil {
+		return cr.prep.Explain(err)
+	}
+	if err := fault.At("runtime/launch"); err != nil {
+		return err
+	}
+	cr.c.Pid = cr.proc.Pid
+	if cr.c.Start, _, err = procStat(cr.proc.Pid); err != nil {
+		return err
+	}
+	if err := cr.console.handOver(cr.proc.Console); err != nil {
+		return err
+	}
+	if err := sendPidfd(cr.pidfdSocket, cr.proc.Pidfd); err != nil {
+		return err
+	}
+	if err := cr.c.runHooks(cr.config.Hooks, statusCreating, hooksBefore); err != nil {
+		return err
+	}
+	if err := cr.c.save(); err != nil {
+		return err
+	}
+	return writePidFile(cr.pidFile, cr.proc.Pid)
+}
+
+// release opens the gate, and runs what is due once the user's program runs.
+func (cr *creation) release() error {
+	if err := cr.prep.Explain(cr.proc.Release()); err != nil {
+		return err
+	}
+	if err := unix.Flock(int(cr.c.file.Fd()), unix.LOCK_UN); err != nil {
+		return os.NewSyscallError("flock", err)
+	}
+	if err := cr.c.runHooks(cr.config.Hooks, statusRunning, hooksStarted); err != nil {
+		cr.app.log.warn("%v", err) // the runtime-spec: a poststart hook that fails is logged
+	}
+	return nil
+}
+
+// writePidFile replaces the file whole, so that who waits for it never reads half a number.
+func writePidFile(file string, pid int) error {
+	if file == "" {
+		return nil
+	}
+	tmp := filepath.Join(filepath.Dir(file), "."+filepath.Base(file))
+	f, err := os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(strconv.Itoa(pid))
+	if e := f.Close(); err == nil {
+		err = e
+	}
+	if err == nil {
+		err = os.Rename(tmp, file)
+	}
+	if err != nil {
+		os.Remove(tmp)
+	}
+	return err
+}

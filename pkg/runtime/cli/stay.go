@@ -1,0 +1,81 @@
+package cli
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cri-server/cri-server/pkg/runtime/launch"
+)
+
+// stay relays signals and the terminal to the container's process until it has ended, and then removes
+// the container unless it is to be kept.
+func (cr *creation) stay() (int, error) {
+	if !cr.noSubreaper {
+		if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+			cr.app.log.warn("become the container's subreaper: %v", err)
+		}
+	}
+	code, err := attend(cr.proc, cr.console)
+	ctx, cancel := context.WithTimeout(context.Background(), teardown)
+	defer cancel()
+	if err != nil {
+		cr.console.close()
+		return 0, err
+	}
+	if cr.keep {
+		if e := cr.group.Kill(ctx); e != nil { // what shares our PID namespace has not gone with the process
+			cr.app.log.warn("%v", e)
+		}
+		cr.console.close()
+		return code, nil
+	}
+	if e := cr.c.destroy(ctx); e != nil {
+		cr.app.log.warn("delete container %s: %v", cr.id, e)
+	}
+	cr.console.close()
+	if e := cr.c.runHooks(cr.config.Hooks, statusStopped, hooksStopped); e != nil {
+		cr.app.log.warn("%v", e)
+	}
+	return code, nil
+}
+
+// attend relays signals to a process until it has ended, and returns its exit code.
+func attend(p *launch.Process, con *console) (int, error) {
+	signals := make(chan os.Signal, 64)
+	signal.Notify(signals)
+	defer signal.Stop(signals)
+	con.resize()
+	type end struct {
+		status launch.WaitStatus
+		err    error
+	}
+	ended := make(chan end, 1)
+	go func() {
+		ws, err := p.Wait()
+		ended <- end{ws, err}
+	}()
+	for {
+		select {
+		case e := <-ended:
+			if e.err != nil {
+				return 0, e.err
+			}
+			return launch.ExitCode(e.status), nil
+		case s := <-signals:
+			switch s {
+			case unix.SIGCHLD:
+				launch.Reap()
+			case unix.SIGWINCH:
+				con.resize()
+			case unix.SIGURG: // the Go runtime preempts with it
+			case unix.SIGPIPE: // of our own writes
+			default:
+				_ = p.Kill(s.(syscall.Signal)) // it may have ended meanwhile
+			}
+		}
+	}
+}
