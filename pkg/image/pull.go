@@ -339,6 +339,7 @@ func (p *pull) record(context.Context) error {
 	if err := imageSchema.Write(s.imagePath(r.ID), r, true); err != nil {
 		return err
 	}
+	_ = os.Remove(s.imagePath(r.ID) + ".torn") // what this pull mends
 	var former *record
 	s.mu.Lock()
 	for t := range r.Tags {

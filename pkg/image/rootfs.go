@@ -37,35 +37,42 @@ func (s *Store) CreateRootfs(ctx context.Context, containerID, imageID string, u
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	s.change.Lock()
-	defer s.change.Unlock()
-	s.mu.RLock()
-	have := s.rootfs[containerID]
-	id, err := s.resolve(imageID)
-	var r *rootfsRecord
-	if err == nil {
-		r = &rootfsRecord{Container: containerID, Image: id, Layers: s.images[id].chains(), UID: uid, GID: gid}
-	}
-	s.mu.RUnlock()
-	if have != nil && (have.UID != uid || have.GID != gid || err == nil && have.Image != id) {
-		return errs.New(errs.Exists, "root filesystem of container %s: it exists, of image %s for %d:%d", containerID, have.Image, have.UID, have.GID)
-	}
-	if have != nil {
-		r = have // made whole, should a crash have come in between
-	} else if err != nil {
+	unlock, err := s.rootfsLock.lock(ctx, containerID)
+	if err != nil {
 		return err
 	}
-	if err := s.makeRootfs(r, have == nil); err != nil {
-		if have == nil {
-			err = errors.Join(err, s.trash.put(s.path(rootfsDir, containerID)))
-			s.trash.kick()
+	defer unlock()
+	r, made, err := s.reserveRootfs(containerID, imageID, uid, gid)
+	if err != nil {
+		return err
+	}
+	if err := s.makeRootfs(r, made); err != nil {
+		if made {
+			err = errors.Join(err, s.dropRootfs(containerID))
 		}
 		return fmt.Errorf("root filesystem of container %s: %w", containerID, kindOf(err))
 	}
-	s.mu.Lock()
-	s.rootfs[containerID] = r
-	s.mu.Unlock()
 	return nil
+}
+
+// reserveRootfs finds the record of a container, or makes it in memory: from then on the layers stay,
+// without the lock on change that a pull holds while it flushes.
+func (s *Store) reserveRootfs(containerID, imageID string, uid, gid uint32) (r *rootfsRecord, made bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	id, err := s.resolve(imageID)
+	if have := s.rootfs[containerID]; have != nil { // made whole, should a crash have come in between
+		if have.UID != uid || have.GID != gid || err == nil && have.Image != id {
+			return nil, false, errs.New(errs.Exists, "root filesystem of container %s: it exists, of image %s for %d:%d", containerID, have.Image, have.UID, have.GID)
+		}
+		return have, false, nil
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	r = &rootfsRecord{Container: containerID, Image: id, Layers: s.images[id].chains(), UID: uid, GID: gid}
+	s.rootfs[containerID] = r
+	return r, true, nil
 }
 
 // makeRootfs writes the record, then makes the directories. The root directory gets the mode of the
@@ -180,22 +187,35 @@ func (s *Store) RemoveRootfs(ctx context.Context, containerID string) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	s.change.Lock()
-	defer s.change.Unlock()
-	if err := s.trash.put(s.path(rootfsDir, containerID)); err != nil {
+	unlock, err := s.rootfsLock.lock(ctx, containerID)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := s.dropRootfs(containerID); err != nil {
 		return fmt.Errorf("root filesystem of container %s: %w", containerID, err)
 	}
+	return nil
+}
+
+// dropRootfs takes the directory away, then the record in memory, then layers that only it needed.
+func (s *Store) dropRootfs(containerID string) error {
+	if err := s.trash.put(s.path(rootfsDir, containerID)); err != nil {
+		return err
+	}
+	s.trash.kick()
 	s.usage.forget(containerID)
 	s.mu.Lock()
 	r := s.rootfs[containerID]
 	delete(s.rootfs, containerID)
 	gone := r != nil && s.images[r.Image] == nil
 	s.mu.Unlock()
-	s.trash.kick()
-	if gone {
-		return s.collect()
+	if !gone {
+		return nil
 	}
-	return nil
+	s.change.Lock()
+	defer s.change.Unlock()
+	return s.collect()
 }
 
 // Rootfses lists the containers that have a writable layer, sorted.

@@ -56,11 +56,12 @@ type Store struct {
 	pins   map[string]int // chain IDs and blob digests that pulls under way need
 	seq    uint64         // of tags: the higher one is the later
 
-	flights   flights
-	layerLock keyLock
-	syncer    syncer
-	usage     usageCache
-	trash     trashCan
+	flights    flights
+	layerLock  keyLock // by chain ID
+	rootfsLock keyLock // by container
+	syncer     syncer
+	usage      usageCache
+	trash      trashCan
 }
 
 // Open opens the store at cfg.Root, making it when it is not there, and repairs what a crash left:

@@ -113,9 +113,16 @@ func (s *Store) ReleaseImage(owner string) error {
 	if err := os.Remove(s.ownerPath(owner)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("release images of %s: %w", owner, err)
 	}
+	gone := false
 	s.mu.Lock()
 	delete(s.owners, owner)
+	for id := range have.Images {
+		gone = gone || s.images[id] == nil
+	}
 	s.mu.Unlock()
+	if !gone {
+		return nil
+	}
 	return s.collect()
 }
 

@@ -77,7 +77,7 @@ func (p *Pool) Open(opts Options) (*Source, error) {
 		if err != nil {
 			return nil, errs.New(errs.Invalid, "registry host %w", err)
 		}
-		c := client(t, h.Header)
+		c := client(newRealms(t, h.Base.Host), h.Header)
 		e := &endpoint{Host: h, raw: c, scheme: h.Base.Scheme}
 		e.auth = &auth.Client{Client: c, Cache: auth.NewCache(), ClientID: userAgent, Credential: func(ctx context.Context, host string) (auth.Credential, error) {
 			switch {
