@@ -4,6 +4,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/cri-server/cri-server/pkg/runtime/launch"
 	"github.com/cri-server/cri-server/pkg/runtime/program"
 )
 
@@ -34,7 +35,7 @@ func (c *compiler) openConsole(root program.Arg, proc *specs.Process, bind bool)
 		c.close(c.dst)
 	}
 	c.p.Subject("hand the terminal over")
-	send(num(c.req.ConsoleFD()))
+	send(num(launch.FirstFD + len(c.files.child))) // every file has its number by now, and the socket follows them
 	c.p.Subject("make the terminal stdio")
 	for fd := range 3 {
 		c.p.Call(unix.SYS_DUP3, slave.Val(), num(fd), num(0))
