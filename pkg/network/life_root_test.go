@@ -325,6 +325,7 @@ func TestForeignForwardDrop(t *testing.T) {
 	}
 	sh(t, "nft", "add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }")
 	t.Cleanup(func() { sh(t, "nft", "delete", "table", "ip", "filter") })
+	h.forwardAt = time.Time{}
 	if s := h.Status(ctx); !s.Ready || !strings.Contains(s.Message, "FORWARD") {
 		t.Error(s)
 	}
@@ -442,5 +443,23 @@ func TestDelIsRetried(t *testing.T) {
 	}
 	if left := h.leftovers(); len(left) > 0 {
 		t.Error(left)
+	}
+}
+
+// The network namespace of a pod with a user namespace belongs to that.
+func TestUserNamespacedPod(t *testing.T) {
+	h := newHost(t, dualStack)
+	p, other := newPodIn(t, []string{"unshare", "--user", "--map-root-user", "--net"}, onePort...), newPod(t)
+	r := h.attach(p)
+	h.attach(other)
+	serve(t, p, "tcp", ":80")
+	if got := ask(t, other, "tcp", r.IPs[0]+":80"); got == "" {
+		t.Error("no answer")
+	}
+	if got := ask(t, nil, "tcp", "127.0.0.1:8080"); got == "" {
+		t.Error("no answer through the host port")
+	}
+	if err := h.CheckPod(ctx, p.Pod); err != nil {
+		t.Error(err)
 	}
 }

@@ -17,7 +17,16 @@ import (
 	"github.com/cri-server/cri-server/internal/testroot"
 )
 
-func TestMain(m *testing.M) { testroot.Main(m) }
+func TestMain(m *testing.M) {
+	if job := os.Getenv(crashEnv); job != "" {
+		if err := crashChild(job); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	testroot.Main(m)
+}
 
 // host is one server's network on the test's host.
 type host struct {
@@ -80,11 +89,16 @@ type holder struct {
 
 func newPod(t testing.TB, ports ...PortMapping) *holder {
 	t.Helper()
+	return newPodIn(t, []string{"unshare", "--net"}, ports...)
+}
+
+func newPodIn(t testing.TB, unshare []string, ports ...PortMapping) *holder {
+	t.Helper()
 	podNumber.Lock()
 	podNumber.n++
 	n := podNumber.n
 	podNumber.Unlock()
-	cmd := exec.Command("unshare", "-n", "sh", "-c", "echo up; read x")
+	cmd := exec.Command(unshare[0], append(unshare[1:], "sh", "-c", "echo up; read x")...)
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -16,6 +16,7 @@ import (
 	current "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/cri-server/cri-server/pkg/errs"
+	"github.com/cri-server/cri-server/pkg/fault"
 	"github.com/cri-server/cri-server/pkg/network/internal/netns"
 	"github.com/cri-server/cri-server/pkg/network/internal/nft"
 	"github.com/cri-server/cri-server/pkg/network/internal/plugin"
@@ -33,9 +34,24 @@ type Manager struct {
 	loaded loadedConf
 	defNet *libcni.NetworkConfigList
 
-	probing sync.Mutex // guards probe, and lets one STATUS run at a time
-	probe   statusProbe
+	probing   sync.Mutex // guards what follows, and lets one STATUS run at a time
+	probe     statusProbe
+	forward   string // what other packet filters do to pods
+	forwardAt time.Time
 }
+
+// The places of Attach, of its plugins and of Detach that a test can stop at.
+const (
+	FaultRecorded = "Attach/recorded"
+	FaultBound    = "Attach/bound"
+	FaultAdded    = "Attach/added"
+	FaultDeleted  = "Detach/deleted"
+	FaultUnbound  = "Detach/unbound"
+)
+
+// Faults are all places that a test can stop at, in the order in which a pod's life passes them.
+var Faults = []string{FaultRecorded, FaultBound, plugin.FaultLeased, plugin.FaultPlugged, plugin.FaultConfigured, plugin.FaultMapped, FaultAdded,
+	plugin.FaultSilenced, FaultDeleted, FaultUnbound}
 
 var safeName = regexp.MustCompile(`^[A-Za-z0-9._-]+$`)
 
@@ -61,7 +77,7 @@ func Open(cfg Config) (*Manager, error) {
 	}
 	m := &Manager{cfg: cfg, rules: nft.New("cri_" + cfg.Suffix)}
 	var err error
-	if m.runner, err = plugin.New(m.rules, cfg.Suffix, m.delegate); err != nil {
+	if m.runner, err = plugin.New(m.rules, cfg.Suffix, m.bindPath(""), m.delegate); err != nil {
 		return nil, err
 	}
 	m.cni = libcni.NewCNIConfigWithCacheDir(cfg.BinDirs, cfg.CacheDir, (*executor)(m))
@@ -99,7 +115,11 @@ func (m *Manager) Attach(ctx context.Context, pod Pod) (Result, error) {
 	if err := m.record(a); err != nil {
 		return Result{}, err
 	}
-	res, err := m.attach(ctx, pod, list, a.Exec)
+	err = fault.At(FaultRecorded)
+	var res Result
+	if err == nil {
+		res, err = m.attach(ctx, pod, list, a.Exec)
+	}
 	if err != nil {
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 		defer cancel()
@@ -122,11 +142,17 @@ func (m *Manager) attach(ctx context.Context, pod Pod, list *libcni.NetworkConfi
 			return Result{}, err
 		}
 	}
+	if err := fault.At(FaultBound); err != nil {
+		return Result{}, err
+	}
 	rt, err := runtimeConf(&pod, path)
 	if err != nil {
 		return Result{}, err
 	}
 	got, err := m.cni.AddNetworkList(ctx, list, rt)
+	if err == nil {
+		err = fault.At(FaultAdded)
+	}
 	if err != nil {
 		return Result{}, err
 	}
@@ -194,10 +220,16 @@ func (m *Manager) Detach(ctx context.Context, pod Pod) error {
 			return err
 		}
 	}
+	if err := fault.At(FaultDeleted); err != nil {
+		return err
+	}
 	if err := m.rules.RemoveAll(plugin.Owner(pod.ID, IfName)); err != nil {
 		return err
 	}
 	if err := m.unbind(pod.ID); err != nil {
+		return err
+	}
+	if err := fault.At(FaultUnbound); err != nil {
 		return err
 	}
 	return m.forget(pod.ID)

@@ -17,11 +17,21 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cri-server/cri-server/pkg/errs"
+	"github.com/cri-server/cri-server/pkg/fault"
 	"github.com/cri-server/cri-server/pkg/network/internal/netns"
 	"github.com/cri-server/cri-server/pkg/network/internal/nft"
 )
 
 type bridge struct{ r *Runner }
+
+// The places that a test can stop at.
+const (
+	FaultLeased     = "Attach/leased"
+	FaultPlugged    = "Attach/plugged"
+	FaultConfigured = "Attach/configured"
+	FaultMapped     = "Attach/mapped"
+	FaultSilenced   = "Detach/silenced"
+)
 
 // attachment is one ADD of the bridge in the making.
 type attachment struct {
@@ -62,7 +72,11 @@ func (b bridge) add(ctx context.Context, c *Call) (types.Result, error) {
 			return nil, err
 		}
 	}
-	if err := a.make(); err != nil {
+	err = fault.At(FaultLeased)
+	if err == nil {
+		err = a.make()
+	}
+	if err != nil {
 		return nil, errors.Join(err, a.undo(context.WithoutCancel(ctx)))
 	}
 	if dnsSet(conf.DNS) {
@@ -125,7 +139,13 @@ func (a *attachment) make() error {
 	if err := a.makeVeth(); err != nil {
 		return err
 	}
+	if err := fault.At(FaultPlugged); err != nil {
+		return err
+	}
 	if err := netns.Do(a.ns, a.configure); err != nil {
+		return err
+	}
+	if err := fault.At(FaultConfigured); err != nil {
 		return err
 	}
 	var rules []nft.Element
@@ -242,6 +262,9 @@ func (b bridge) del(ctx context.Context, c *Call) error {
 	if err := b.unplug(c); err != nil {
 		return err
 	}
+	if err := fault.At(FaultSilenced); err != nil {
+		return err
+	}
 	if err := b.r.ipamDel(ctx, conf, c); err != nil {
 		return err
 	}
@@ -253,7 +276,7 @@ func (b bridge) del(ctx context.Context, c *Call) error {
 // deleted, which waits for the kernel's grace periods (10 to 25 ms).
 func (b bridge) unplug(c *Call) error {
 	name := VethName(b.r.suffix, c.ContainerID, c.IfName)
-	if c.Netns == "" || dying(c.Netns) {
+	if c.Netns == "" || b.r.dying(c.Netns) {
 		return silencePort(b.r.host, name)
 	}
 	if err := deleteLink(b.r.host, name); err != nil {
@@ -281,8 +304,10 @@ func deleteLink(h *netlink.Handle, name string) error {
 	return nil
 }
 
-// dying says whether the path names the namespace of a process: it lives no longer than that does.
-func dying(path string) bool { return strings.HasPrefix(path, "/proc/") }
+// dying says whether the namespace lives no longer than the pod's processes.
+func (r *Runner) dying(path string) bool {
+	return strings.HasPrefix(path, "/proc/") || r.binds != "" && strings.HasPrefix(path, r.binds)
+}
 
 func prefixOf(n *net.IPNet) (netip.Prefix, error) {
 	a, ok := netip.AddrFromSlice(n.IP)

@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cri-server/cri-server/pkg/errs"
-	"github.com/cri-server/cri-server/pkg/network/internal/nft"
 )
 
 // lockedBridge runs a change to the bridge while no other one runs.
@@ -289,9 +288,6 @@ func linkUp(h *netlink.Handle, link netlink.Link, wait bool) (netlink.Link, erro
 		}
 	}
 }
-
-// localnetGuard is what portmap adds for the interface that packets from 127.0.0.1 leave by.
-func localnetGuard(ifname string) nft.Element { return nft.Localnet(ifname) }
 
 // MakeBridge makes the bridge of a bridge plugin's configuration with the gateway address of every range,
 // before any pod is attached to it.

@@ -14,7 +14,7 @@ import (
 	"github.com/cri-server/cri-server/pkg/network/internal/netns"
 )
 
-type loopback struct{}
+type loopback struct{ r *Runner }
 
 func inNetns(path string, fn func(h *netlink.Handle) error) error {
 	ns, err := netns.Open(path)
@@ -81,8 +81,8 @@ func (loopback) add(_ context.Context, c *Call) (types.Result, error) {
 	return res, nil
 }
 
-func (loopback) del(_ context.Context, c *Call) error {
-	if c.Netns == "" || dying(c.Netns) {
+func (l loopback) del(_ context.Context, c *Call) error {
+	if c.Netns == "" || l.r.dying(c.Netns) {
 		return nil
 	}
 	err := inNetns(c.Netns, func(h *netlink.Handle) error {

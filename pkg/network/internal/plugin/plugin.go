@@ -45,6 +45,7 @@ type Runner struct {
 	rules    *nft.Table
 	host     *netlink.Handle
 	suffix   string
+	binds    string
 	delegate Delegate
 
 	bridges sync.Mutex // one change to bridges and their addresses at a time
@@ -52,13 +53,14 @@ type Runner struct {
 }
 
 // New returns a runner whose packet rules go to rules. The suffix sets the names of its veth pairs apart
-// from those of other servers on the host. The caller closes it.
-func New(rules *nft.Table, suffix string, delegate Delegate) (*Runner, error) {
+// from those of other servers on the host. A namespace whose path begins with binds has that name for as
+// long as the pod is attached only. The caller closes the runner.
+func New(rules *nft.Table, suffix, binds string, delegate Delegate) (*Runner, error) {
 	h, err := newHandle()
 	if err != nil {
 		return nil, err
 	}
-	return &Runner{rules: rules, host: h, suffix: suffix, delegate: delegate}, nil
+	return &Runner{rules: rules, host: h, suffix: suffix, binds: binds, delegate: delegate}, nil
 }
 
 // Close closes the runner's sockets.
@@ -123,7 +125,7 @@ func (r *Runner) Run(ctx context.Context, typ string, c *Call) ([]byte, error) {
 	}
 	switch typ {
 	case "loopback":
-		p = loopback{}
+		p = loopback{r}
 	case "bridge":
 		p = bridge{r}
 	case "portmap":

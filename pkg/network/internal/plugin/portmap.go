@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cri-server/cri-server/pkg/errs"
+	"github.com/cri-server/cri-server/pkg/fault"
 	"github.com/cri-server/cri-server/pkg/network/internal/nft"
 )
 
@@ -164,6 +165,9 @@ func (p portmap) add(_ context.Context, c *Call) (types.Result, error) {
 		return nil, err
 	}
 	p.flushUDP(conf, v4, v6)
+	if err := fault.At(FaultMapped); err != nil {
+		return nil, err
+	}
 	return prev, nil
 }
 
@@ -179,7 +183,7 @@ func (p portmap) routeLocalnet(pod netip.Addr) error {
 		return nil
 	}
 	name := link.Attrs().Name
-	if err := p.r.rules.Add("localnet", localnetGuard(name)); err != nil {
+	if err := p.r.rules.Add("localnet", nft.Localnet(name)); err != nil {
 		return err
 	}
 	if err := writeSysctl("net/ipv4/conf/"+name+"/route_localnet", "1"); err != nil {
