@@ -9,12 +9,11 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/cri-server/cri-server/pkg/errs"
 	"github.com/cri-server/cri-server/pkg/image/internal/manifest"
 	"github.com/cri-server/cri-server/pkg/image/internal/registry"
 	"github.com/cri-server/cri-server/pkg/image/internal/unpack"
+	"github.com/cri-server/cri-server/pkg/sys"
 )
 
 // Config says where images live and where they come from. The zero value of every field but Root is a
@@ -127,16 +126,12 @@ func (s *Store) prepare() error {
 			return fmt.Errorf("image directory: %w", err)
 		}
 	}
-	f, err := os.OpenFile(s.path(lockFile), os.O_RDWR|os.O_CREATE, 0o600) //nolint:forbidigo // our own directory
+	f, err := sys.LockFile(s.path(lockFile))
+	if errors.Is(err, sys.ErrLocked) {
+		return errs.New(errs.Conflict, "image directory %s: another cri-server uses it", s.cfg.Root)
+	}
 	if err != nil {
 		return fmt.Errorf("image directory: %w", err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return errs.New(errs.Conflict, "image directory %s: another cri-server uses it", s.cfg.Root)
-		}
-		return fmt.Errorf("lock image directory: %w", err)
 	}
 	s.lock = f
 	return nil

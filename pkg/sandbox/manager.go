@@ -14,11 +14,11 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
 	"github.com/cri-server/cri-server/pkg/errs"
 	"github.com/cri-server/cri-server/pkg/oci"
+	"github.com/cri-server/cri-server/pkg/sys"
 )
 
 // Config says where a manager keeps its state and how its pods are made.
@@ -228,18 +228,11 @@ func newID() string {
 
 // lockRoot keeps a second server away from the same state.
 func lockRoot(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("lock state: %w", err)
+	f, err := sys.LockFile(path)
+	if errors.Is(err, sys.ErrLocked) {
+		return nil, errs.New(errs.Unavailable, "lock state (%s): another cri-server uses it. Stop that one, or choose another root", path)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, errs.New(errs.Unavailable, "lock state (%s): another cri-server uses it. Stop that one, or choose another root", path)
-		}
-		return nil, fmt.Errorf("lock state %s: %w", path, err)
-	}
-	return f, nil
+	return f, err
 }
 
 func bootID() (string, error) {
