@@ -120,15 +120,17 @@ func (c *compiler) hold(o *HolderOptions) {
 	c.p.Subject("start a session")
 	c.p.Call(unix.SYS_SETSID)
 	c.credentials(&processPlan{proc: &specs.Process{NoNewPrivileges: true}, userns: true})
-	c.p.Subject("close descriptors")
 	if c.req.Gated() {
+		c.p.Subject("wait at the gate")
 		c.p.Gate(num(launch.ReportFD), num(launch.GateFD))
 	}
+	c.p.Subject("report ready")
 	c.p.Report(num(launch.ReportFD), launch.RecordReady)
-	c.p.Call(unix.SYS_CLOSE_RANGE, num(0), num(1<<32-1), num(0))
 	c.p.Subject("load the seccomp filter")
 	const setModeFilter = 1
 	c.p.Call(unix.SYS_SECCOMP, num(setModeFilter), num(0), c.p.Filter(pauseFilter(goruntime.GOARCH)))
+	c.p.Subject("close descriptors")
+	c.p.Call(unix.SYS_CLOSE_RANGE, num(0), num(1<<32-1), num(0))
 	c.p.Subject("wait")
 	c.p.Pause()
 }
@@ -146,9 +148,10 @@ func pauseFilter(goarch string) []byte {
 	)
 	insns := []unix.SockFilter{
 		{Code: load, K: 4}, // architecture
-		{Code: equal, K: arch, Jf: 4},
+		{Code: equal, K: arch, Jf: 5},
 		{Code: load, K: 0}, // number
-		{Code: equal, K: uint32(unix.SYS_PPOLL), Jt: 1},
+		{Code: equal, K: uint32(unix.SYS_PPOLL), Jt: 2},
+		{Code: equal, K: uint32(unix.SYS_CLOSE_RANGE), Jt: 1},
 		{Code: equal, K: uint32(unix.SYS_RESTART_SYSCALL), Jf: 1},
 		{Code: ret, K: unix.SECCOMP_RET_ALLOW},
 		{Code: ret, K: unix.SECCOMP_RET_KILL_PROCESS},
