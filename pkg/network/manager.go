@@ -72,8 +72,10 @@ func Open(cfg Config) (*Manager, error) {
 	if cfg.DefaultNetwork.BridgeName == "" {
 		cfg.DefaultNetwork.BridgeName = "cri-" + cfg.Suffix
 	}
-	if err := os.MkdirAll(filepath.Join(cfg.StateDir, attachmentsDir), 0o700); err != nil {
-		return nil, fmt.Errorf("open network: %w", err)
+	if !cfg.ReadOnly {
+		if err := os.MkdirAll(filepath.Join(cfg.StateDir, attachmentsDir), 0o700); err != nil {
+			return nil, fmt.Errorf("open network: %w", err)
+		}
 	}
 	m := &Manager{cfg: cfg, rules: nft.New("cri_" + cfg.Suffix)}
 	var err error
@@ -81,6 +83,9 @@ func Open(cfg Config) (*Manager, error) {
 		return nil, err
 	}
 	m.cni = libcni.NewCNIConfigWithCacheDir(cfg.BinDirs, cfg.CacheDir, (*executor)(m))
+	if cfg.ReadOnly {
+		return m, nil
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), cleanupTimeout)
 	defer cancel()
 	if err := m.openDefault(ctx); err != nil {

@@ -53,6 +53,8 @@ type Config struct {
 
 	PluginTimeout time.Duration // the longest that one exec'd plugin may take; 0 is one minute
 	ExecTypes     []string      // plugin types that are exec'd although they could run in process
+
+	ReadOnly bool // look only, as an audit without a server does: Open makes no directory and no default network
 }
 
 // DefaultNetwork is a bridge network for machines without a network configuration.
