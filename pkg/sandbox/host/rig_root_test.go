@@ -24,6 +24,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
@@ -31,6 +32,7 @@ import (
 	"github.com/cri-server/cri-server/pkg/image"
 	"github.com/cri-server/cri-server/pkg/network"
 	"github.com/cri-server/cri-server/pkg/oci"
+	"github.com/cri-server/cri-server/pkg/runtime/cgroup"
 	"github.com/cri-server/cri-server/pkg/sandbox"
 	"github.com/cri-server/cri-server/pkg/shim"
 )
@@ -59,6 +61,7 @@ type rig struct {
 	images *image.Store
 	nets   *network.Manager
 	mgr    *sandbox.Manager
+	onStep func(job, step string, took time.Duration, err error)
 	ref    string // of the busybox image
 	logs   string
 }
@@ -94,6 +97,9 @@ func (r *rig) open() {
 	r.t.Helper()
 	group := filepath.Join(testroot.Cgroup(r.t), r.name)
 	exe, err := os.Executable()
+	if e := os.Getenv("CRI_RUNTIME"); e != "" {
+		exe = e // the real one, for figures
+	}
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -115,11 +121,7 @@ func (r *rig) open() {
 		Root: root, State: state, CgroupRoot: group,
 		Translate: sandbox.Translate{Defaults: *oci.NewDefaults(), Host: *oci.ProbeHost()},
 	}
-	if testing.Verbose() {
-		r.cfg.OnStep = func(job, step string, took time.Duration, err error) {
-			r.t.Logf("%s/%s %.2f ms %v", job, step, float64(took.Microseconds())/1000, err)
-		}
-	}
+	r.cfg.OnStep = r.onStep
 	if r.mgr, err = sandbox.Open(r.ctx, r.cfg, r.images, r.nets, r.m); err != nil {
 		r.t.Fatal(err)
 	}
@@ -315,4 +317,10 @@ func (r *rig) removeAll() {
 	if m.CgroupExists(r.cfg.CgroupRoot) {
 		r.t.Error("the server's cgroup is left: ", fmt.Sprint(m.subtree(r.cfg.CgroupRoot)))
 	}
+}
+
+var cgroupOptions cgroup.CreateOptions
+
+func limits(pids, memory int64) *specs.LinuxResources {
+	return &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: &pids}, Memory: &specs.LinuxMemory{Limit: &memory}}
 }
