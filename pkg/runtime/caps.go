@@ -2,10 +2,8 @@ package runtime
 
 import (
 	"fmt"
-	"os"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -28,36 +26,6 @@ type capabilities struct {
 	bounding, effective, permitted, inheritable, ambient uint64
 }
 
-// hostCaps is what this process could give away, read once.
-type hostCaps struct {
-	bounding uint64
-	last     int
-}
-
-var ownCaps = sync.OnceValues(func() (hostCaps, error) {
-	h := hostCaps{last: len(capNames) - 1}
-	if b, err := os.ReadFile("/proc/sys/kernel/cap_last_cap"); err == nil {
-		if n, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil && n < 63 {
-			h.last = n
-		}
-	}
-	status, err := os.ReadFile("/proc/self/status")
-	if err != nil {
-		return h, err
-	}
-	_, rest, ok := strings.Cut(string(status), "\nCapBnd:")
-	line, _, _ := strings.Cut(rest, "\n")
-	if h.bounding, err = strconv.ParseUint(strings.TrimSpace(line), 16, 64); err != nil || !ok {
-		return h, fmt.Errorf("/proc/self/status has no CapBnd")
-	}
-	return h, nil
-})
-
-func hasCap(n int) bool {
-	own, err := ownCaps()
-	return err == nil && own.bounding>>n&1 != 0
-}
-
 // planCaps reads the five sets. What this process has not in its bounding set cannot be given: with clamp
 // it is left out, else it is an error; in a user namespace of its own a container may have all.
 func (c *compiler) planCaps(s *specs.LinuxCapabilities, clamp, userns bool) (capabilities, error) {
@@ -65,7 +33,7 @@ func (c *compiler) planCaps(s *specs.LinuxCapabilities, clamp, userns bool) (cap
 	if s == nil {
 		return out, nil
 	}
-	own, err := ownCaps()
+	own, err := c.host.caps()
 	if err != nil {
 		return out, err
 	}
@@ -125,7 +93,7 @@ func capNumber(name string) int {
 
 // credentials adds what makes the process the container's user, with the container's capabilities.
 func (c *compiler) credentials(pl *processPlan) {
-	own, _ := ownCaps()
+	own, _ := c.host.caps()
 	u, caps := pl.proc.User, pl.caps
 	c.p.Subject("drop capabilities from the bounding set")
 	for n := 0; n <= own.last; n++ {

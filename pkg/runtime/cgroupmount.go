@@ -2,15 +2,12 @@ package runtime
 
 import (
 	"fmt"
-	"os"
 	"path"
 	"strings"
-	"sync"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/cri-server/cri-server/pkg/runtime/program"
-	"github.com/cri-server/cri-server/pkg/sys"
 )
 
 // hierarchy is a mounted cgroup hierarchy of the host.
@@ -20,15 +17,6 @@ type hierarchy struct {
 	v2    bool
 	data  string // mount options that name a v1 hierarchy
 }
-
-// hierarchies are the host's, read once: they do not change while it is up.
-var hierarchies = sync.OnceValues(func() ([]hierarchy, error) {
-	b, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return nil, err
-	}
-	return parseHierarchies(string(b)), nil
-})
 
 func parseHierarchies(mountinfo string) []hierarchy {
 	var list []hierarchy
@@ -80,7 +68,7 @@ func hierarchyName(super string) string {
 // planCgroup plans a mount of type cgroup: the hierarchies as the container's cgroup namespace shows them,
 // or without one the container's own directories. On v1 it is a tmpfs with a directory per hierarchy.
 func (c *compiler) planCgroup(o *Options, b *build, plan mountPlan) error {
-	list, err := hierarchies()
+	list, err := c.host.hierarchies()
 	if err != nil {
 		return err
 	}
@@ -123,7 +111,7 @@ func (c *compiler) planHierarchy(o *Options, b *build, h hierarchy, dest string,
 	if o.Cgroup != nil {
 		dir = path.Join(h.mount, path.Clean("/"+o.Cgroup.Path()))
 	}
-	tree, err := sys.OpenTree(nil, dir, true)
+	tree, err := c.host.openTree(dir, true)
 	if err != nil {
 		return fmt.Errorf("cgroup %s: %w", dir, err)
 	}
@@ -131,7 +119,7 @@ func (c *compiler) planHierarchy(o *Options, b *build, h hierarchy, dest string,
 	if flags&unix.MS_RDONLY != 0 {
 		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
 	}
-	if err := sys.SetMount(tree, true, attr); err != nil {
+	if err := c.host.setMount(tree, true, attr); err != nil {
 		tree.Close()
 		return err
 	}

@@ -24,7 +24,7 @@ func (c *compiler) planCopyUp(o *Options, b *build, plan mountPlan) error {
 		k, v := cutOption(d)
 		list = append(list, sys.MountOption{Key: k, Value: v})
 	}
-	tree, err := sys.NewMount("tmpfs", list, 0)
+	tree, err := c.host.newMount("tmpfs", list)
 	if err != nil {
 		return err
 	}

@@ -158,7 +158,7 @@ func (c *compiler) planDev(o *Options, b *build, plan mountPlan) error {
 		k, v := cutOption(d)
 		list = append(list, sys.MountOption{Key: k, Value: v})
 	}
-	tree, err := sys.NewMount("tmpfs", list, 0)
+	tree, err := c.host.newMount("tmpfs", list)
 	if err != nil {
 		return err
 	}
@@ -173,7 +173,7 @@ func (c *compiler) planDev(o *Options, b *build, plan mountPlan) error {
 		return err
 	}
 	for i := range devs {
-		if err := b.fillDev(tree, &devs[i]); err != nil {
+		if err := c.fillDev(b, tree, &devs[i]); err != nil {
 			return fmt.Errorf("device /%s: %w", devs[i].dest, err)
 		}
 	}
@@ -182,11 +182,11 @@ func (c *compiler) planDev(o *Options, b *build, plan mountPlan) error {
 		if err := unix.Symlinkat(l[0], int(tree.Fd()), l[1]); err != nil {
 			return fmt.Errorf("link /dev/%s: %w", l[1], err)
 		}
-		if err := b.chownRoot(tree, l[1]); err != nil {
+		if err := c.chownRoot(b, tree, l[1]); err != nil {
 			return err
 		}
 	}
-	if err := b.chownRoot(tree, ""); err != nil {
+	if err := c.chownRoot(b, tree, ""); err != nil {
 		return err
 	}
 	b.devDone = true
@@ -194,13 +194,12 @@ func (c *compiler) planDev(o *Options, b *build, plan mountPlan) error {
 }
 
 // chownRoot gives what is at name in dir, or dir itself, to the root of the container's user namespace.
-func (b *build) chownRoot(dir *os.File, name string) error {
-	uid, gid := hostID(b.uidMaps, 0), hostID(b.gidMaps, 0)
-	return os.NewSyscallError("fchownat", unix.Fchownat(int(dir.Fd()), name, int(uid), int(gid), unix.AT_EMPTY_PATH|unix.AT_SYMLINK_NOFOLLOW))
+func (c *compiler) chownRoot(b *build, dir *os.File, name string) error {
+	return c.host.chown(dir, name, hostID(b.uidMaps, 0), hostID(b.gidMaps, 0))
 }
 
 // fillDev makes one node in a detached /dev. Nodes elsewhere come as bind mounts of the host's.
-func (b *build) fillDev(tree *os.File, d *device) error {
+func (c *compiler) fillDev(b *build, tree *os.File, d *device) error {
 	rest, ok := strings.CutPrefix(d.dest, "dev/")
 	if !ok {
 		b.bindDevices = append(b.bindDevices, *d)
@@ -213,36 +212,23 @@ func (b *build) fillDev(tree *os.File, d *device) error {
 	}
 	defer at.Close()
 	for d := path.Clean(dir); dir != "" && d != "."; d = path.Dir(d) {
-		if err := b.chownRoot(tree, d); err != nil {
+		if err := c.chownRoot(b, tree, d); err != nil {
 			return err
 		}
 	}
-	if err := unix.Mknodat(int(at.Fd()), name, d.kind|d.mode, int(unix.Mkdev(uint32(d.major), uint32(d.minor)))); err != nil {
-		return os.NewSyscallError("mknodat", err)
-	}
-	// The umask is the whole process's, so it is not ours to set. Nobody else sees this tree yet.
-	if err := unix.Fchmodat(int(at.Fd()), name, d.mode, 0); err != nil {
-		return os.NewSyscallError("fchmodat", err)
+	if err := c.host.mknod(at, name, d); err != nil {
+		return err
 	}
 	uid, gid := hostID(b.uidMaps, d.uid), hostID(b.gidMaps, d.gid)
-	return os.NewSyscallError("fchownat", unix.Fchownat(int(at.Fd()), name, int(uid), int(gid), unix.AT_SYMLINK_NOFOLLOW))
+	return c.host.chown(at, name, uid, gid)
 }
 
 // planBoundDevices clones the host's nodes for a container that cannot make its own.
 func (c *compiler) planBoundDevices(list []device, b *build) error {
 	for i := range list {
 		d := &list[i]
-		tree, err := sys.OpenTree(nil, "/"+d.dest, false)
+		tree, err := c.host.openDevice(d)
 		if err != nil {
-			return fmt.Errorf("device /%s: %w", d.dest, err)
-		}
-		var st unix.Stat_t
-		err = unix.Fstat(int(tree.Fd()), &st)
-		if err == nil && (st.Mode&unix.S_IFMT != d.kind || d.kind != unix.S_IFIFO && st.Rdev != unix.Mkdev(uint32(d.major), uint32(d.minor))) {
-			err = errs.New(errs.Invalid, "the host has another device there, not %d:%d", d.major, d.minor)
-		}
-		if err != nil {
-			tree.Close()
 			return fmt.Errorf("device /%s: %w", d.dest, err)
 		}
 		b.mounts = append(b.mounts, mountPlan{kind: mountTree, dest: d.dest, source: "/" + d.dest, opts: &mountOptions{}, tree: c.files.add(tree, true)})

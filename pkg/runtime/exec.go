@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	goruntime "runtime"
-	"strconv"
 
 	"golang.org/x/sys/unix"
 
@@ -20,19 +19,14 @@ func PrepareExec(ctx context.Context, o ExecOptions) (*Prepared, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
+	return prepareExec(machine{}, o)
+}
+
+func prepareExec(h host, o ExecOptions) (*Prepared, error) {
 	if o.Spec == nil || o.Spec.Linux == nil || o.Process == nil {
 		return nil, errs.New(errs.Invalid, "exec in container %s: the configuration has no linux section, or there is no process", o.ID)
 	}
-	c := newCompiler(o.ID)
-	if err := c.exec(&o); err != nil {
-		c.files.close()
-		return nil, err
-	}
-	p, err := c.seal("exec")
-	if err != nil {
-		c.files.close()
-	}
-	return p, err
+	return newCompiler(o.ID, h).compile("exec", func(c *compiler) error { return c.exec(&o) })
 }
 
 func (c *compiler) exec(o *ExecOptions) error {
@@ -58,8 +52,7 @@ func (c *compiler) exec(o *ExecOptions) error {
 	}
 	userns := flags&unix.CLONE_NEWUSER != 0
 	c.begin(tasks)
-	c.p.Subject("hide the process")
-	c.p.Call(unix.SYS_PRCTL, num(unix.PR_SET_DUMPABLE), num(0), num(0), num(0), num(0))
+	c.hide()
 	c.p.Subject("join the container")
 	c.p.Call(unix.SYS_SETNS, num(c.target), num(flags))
 	if userns {
@@ -91,35 +84,12 @@ func (c *compiler) planTarget(o *ExecOptions) (uintptr, error) {
 		pidfd = os.NewFile(uintptr(fd), "pidfd")
 	}
 	c.target = c.files.add(pidfd, ours)
-	var flags uintptr
-	dir := "/proc/" + strconv.Itoa(o.Pid) + "/ns/"
-	for _, n := range nsLinks {
-		theirs, err := os.Readlink(dir + n.link)
-		if os.IsNotExist(err) && n.flag == unix.CLONE_NEWTIME {
-			continue // a kernel without time namespaces
-		}
-		if err != nil {
-			return 0, errs.New(errs.NotFound, "exec in container %s: its process %d has ended: %w", o.ID, o.Pid, err)
-		}
-		mine, err := os.Readlink("/proc/self/ns/" + n.link)
-		if err != nil {
-			return 0, fmt.Errorf("exec in container %s: %w", o.ID, err)
-		}
-		if theirs != mine {
-			flags |= n.flag
-		}
+	flags, err := c.host.foreign(o.Pid)
+	if err != nil {
+		return 0, fmt.Errorf("exec in container %s: %w", o.ID, err)
 	}
 	if flags&unix.CLONE_NEWNS == 0 {
 		return 0, errs.New(errs.Conflict, "exec in container %s: process %d is not in a mount namespace of its own", o.ID, o.Pid)
 	}
 	return flags, nil
-}
-
-// nsLinks are the namespaces' names under /proc/<pid>/ns.
-var nsLinks = []struct {
-	link string
-	flag uintptr
-}{
-	{"user", unix.CLONE_NEWUSER}, {"mnt", unix.CLONE_NEWNS}, {"pid", unix.CLONE_NEWPID}, {"net", unix.CLONE_NEWNET},
-	{"ipc", unix.CLONE_NEWIPC}, {"uts", unix.CLONE_NEWUTS}, {"cgroup", unix.CLONE_NEWCGROUP}, {"time", unix.CLONE_NEWTIME},
 }

@@ -19,16 +19,11 @@ func PrepareHolder(ctx context.Context, o HolderOptions) (*Prepared, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	c := newCompiler(o.ID)
-	if err := c.holder(&o); err != nil {
-		c.files.close()
-		return nil, err
-	}
-	p, err := c.seal("pause")
-	if err != nil {
-		c.files.close()
-	}
-	return p, err
+	return prepareHolder(machine{}, o)
+}
+
+func prepareHolder(h host, o HolderOptions) (*Prepared, error) {
+	return newCompiler(o.ID, h).compile("pause", func(c *compiler) error { return c.holder(&o) })
 }
 
 func (c *compiler) holder(o *HolderOptions) error {

@@ -11,7 +11,6 @@ import (
 	"github.com/cri-server/cri-server/pkg/errs"
 	"github.com/cri-server/cri-server/pkg/runtime/launch"
 	"github.com/cri-server/cri-server/pkg/runtime/program"
-	"github.com/cri-server/cri-server/pkg/sys"
 )
 
 // idmap gives a detached tree the mapping that its mount asks for.
@@ -32,7 +31,7 @@ func (c *compiler) idmap(o *Options, b *build, m *specs.Mount, opts *mountOption
 	}
 	defer userns.Close()
 	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(userns.Fd())}
-	if err := sys.SetMount(tree, opts.ridmap, attr); err != nil {
+	if err := c.host.setMount(tree, opts.ridmap, attr); err != nil {
 		return fmt.Errorf("idmap: %w (does the filesystem allow idmapped mounts?)", err)
 	}
 	return nil

@@ -1,7 +1,6 @@
 package runtime
 
 import (
-	"os"
 	"strconv"
 	"strings"
 	"syscall"
@@ -81,21 +80,19 @@ func (c *compiler) rlimits(list []launch.Rlimit) {
 
 // clampRlimit lowers a hard limit that this process may not raise.
 func (c *compiler) clampRlimit(l launch.Rlimit, name string, clamp bool) (launch.Rlimit, error) {
-	if hasCap(capSysResource) {
-		return l, nil
+	own, err := c.host.caps()
+	if err != nil || own.has(capSysResource) {
+		return l, err
 	}
-	var own unix.Rlimit
-	if err := unix.Prlimit(0, l.Resource, nil, &own); err != nil {
-		return l, os.NewSyscallError("prlimit64", err)
-	}
-	if l.Hard <= own.Max {
-		return l, nil
+	hard, err := c.host.hardLimit(l.Resource)
+	if err != nil || l.Hard <= hard {
+		return l, err
 	}
 	if !clamp {
-		return l, errs.With(errs.Invalid, wrapErrno(unix.EPERM, "set %s to %d:%d: this process's own limit is %d, and it has no CAP_SYS_RESOURCE", name, l.Soft, l.Hard, own.Max))
+		return l, errs.With(errs.Invalid, wrapErrno(unix.EPERM, "set %s to %d:%d: this process's own limit is %d, and it has no CAP_SYS_RESOURCE", name, l.Soft, l.Hard, hard))
 	}
-	c.warn("%s %d is above this process's own limit, and it has no CAP_SYS_RESOURCE: %d", name, l.Hard, own.Max)
-	return launch.Rlimit{Resource: l.Resource, Soft: min(l.Soft, own.Max), Hard: own.Max}, nil
+	c.warn("%s %d is above this process's own limit, and it has no CAP_SYS_RESOURCE: %d", name, l.Hard, hard)
+	return launch.Rlimit{Resource: l.Resource, Soft: min(l.Soft, hard), Hard: hard}, nil
 }
 
 // oomScoreAdj is the score to be written, nil for none.
@@ -112,12 +109,11 @@ func (c *compiler) oomScoreAdj(pl *processPlan) (*int, error) {
 
 // clampOOM raises a score to this process's own where that cannot be lowered.
 func (c *compiler) clampOOM(adj int, clamp bool) *int {
-	if !clamp || hasCap(capSysResource) {
+	caps, err := c.host.caps()
+	if !clamp || err != nil || caps.has(capSysResource) {
 		return &adj
 	}
-	b, err := os.ReadFile("/proc/self/oom_score_adj")
-	own, err2 := strconv.Atoi(strings.TrimSpace(string(b)))
-	if err == nil && err2 == nil && adj < own {
+	if own, err := c.host.oomScoreAdj(); err == nil && adj < own {
 		c.warn("oomScoreAdj %d is below this process's own, and it has no CAP_SYS_RESOURCE: %d", adj, own)
 		adj = own
 	}

@@ -157,7 +157,7 @@ func (c *compiler) planTree(o *Options, b *build, m *specs.Mount, plan mountPlan
 		if err != nil {
 			return err
 		}
-		if tree, err = sys.OpenTree(nil, src, plan.opts.rec); err != nil {
+		if tree, err = c.host.openTree(src, plan.opts.rec); err != nil {
 			return sourceError(src, err)
 		}
 	}
@@ -201,11 +201,11 @@ func (c *compiler) planAttrs(o *Options, b *build, m *specs.Mount, plan mountPla
 	if prop == 0 {
 		prop = unix.MS_PRIVATE
 	}
-	if err := sys.SetMount(tree, true, unix.MountAttr{Propagation: prop, Attr_set: opts.setRec, Attr_clr: opts.clrRec}); err != nil {
+	if err := c.host.setMount(tree, true, unix.MountAttr{Propagation: prop, Attr_set: opts.setRec, Attr_clr: opts.clrRec}); err != nil {
 		return fmt.Errorf("set propagation: %w", err)
 	}
 	if opts.set|opts.clr != 0 {
-		if err := sys.SetMount(tree, false, unix.MountAttr{Attr_set: opts.set, Attr_clr: opts.clr}); err != nil {
+		if err := c.host.setMount(tree, false, unix.MountAttr{Attr_set: opts.set, Attr_clr: opts.clr}); err != nil {
 			return fmt.Errorf("set attributes: %w", err)
 		}
 	}
@@ -239,7 +239,7 @@ func (c *compiler) planForeign(o *Options, b *build, m *specs.Mount, plan mountP
 		k, v := cutOption(d)
 		list = append(list, sys.MountOption{Key: k, Value: v})
 	}
-	tree, err := sys.NewMount(m.Type, list, 0)
+	tree, err := c.host.newMount(m.Type, list)
 	if err != nil {
 		return err
 	}

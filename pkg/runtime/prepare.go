@@ -3,10 +3,8 @@ package runtime
 import (
 	"context"
 	"fmt"
-	"os"
 	goruntime "runtime"
 	"sort"
-	"sync"
 	"syscall"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -15,7 +13,6 @@ import (
 	"github.com/cri-server/cri-server/pkg/errs"
 	"github.com/cri-server/cri-server/pkg/runtime/launch"
 	"github.com/cri-server/cri-server/pkg/runtime/seccomp"
-	"github.com/cri-server/cri-server/pkg/sys"
 )
 
 // build is what the preparation of a container found out and opened.
@@ -44,24 +41,20 @@ func Prepare(ctx context.Context, o Options) (*Prepared, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
+	return prepare(machine{}, o)
+}
+
+func prepare(h host, o Options) (*Prepared, error) {
 	if o.Spec == nil || o.Spec.Linux == nil || o.Spec.Process == nil {
 		return nil, errs.New(errs.Invalid, "container %s: the configuration has no linux or no process section", o.ID)
 	}
-	c := newCompiler(o.ID)
-	b := &build{}
-	if err := c.plan(&o, b); err != nil {
-		c.files.close()
-		return nil, err
-	}
-	if err := c.container(&o, b); err != nil {
-		c.files.close()
-		return nil, err
-	}
-	p, err := c.seal("init")
-	if err != nil {
-		c.files.close()
-	}
-	return p, err
+	return newCompiler(o.ID, h).compile("init", func(c *compiler) error {
+		b := &build{}
+		if err := c.plan(&o, b); err != nil {
+			return err
+		}
+		return c.container(&o, b)
+	})
 }
 
 // plan opens everything and decides everything; what is left is to write it down as operations.
@@ -146,12 +139,9 @@ func (c *compiler) planCgroupPlace(g Cgroup) ([]int, error) {
 	return fds, nil
 }
 
-// procRoot is a procfs of our own, mounted nowhere: whatever a container does to its /proc, it is not
-// this one. It shows the processes of this process's PID namespace, which has the program's below it.
-var procRoot = sync.OnceValues(func() (*os.File, error) { return sys.NewMount("proc", nil, 0) })
-
+// planProcfs adds the procfs that everything below /proc is written through.
 func (c *compiler) planProcfs() error {
-	f, err := procRoot()
+	f, err := c.host.procfs()
 	if err != nil {
 		return fmt.Errorf("mount a procfs of our own: %w", err)
 	}
@@ -170,7 +160,7 @@ func (c *compiler) planRootfs(o *Options, b *build) error {
 		if err != nil {
 			return fmt.Errorf("root filesystem (container %s): %w", o.ID, err)
 		}
-		if tree, err = sys.OpenTree(nil, path, true); err != nil {
+		if tree, err = c.host.openTree(path, true); err != nil {
 			return fmt.Errorf("root filesystem (container %s): %w", o.ID, sourceError(path, err))
 		}
 		c.files.owned = append(c.files.owned, tree)
@@ -185,7 +175,7 @@ func (c *compiler) planRootfs(o *Options, b *build) error {
 	if prop == unix.MS_SLAVE {
 		attr.Propagation = unix.MS_SLAVE
 	}
-	if err := sys.SetMount(tree, true, attr); err != nil {
+	if err := c.host.setMount(tree, true, attr); err != nil {
 		return fmt.Errorf("root filesystem (container %s): %w", o.ID, err)
 	}
 	b.rootfs = c.files.add(tree, false)
@@ -210,6 +200,9 @@ func (c *compiler) planDevices(o *Options, b *build) error {
 // container writes the program of a container.
 func (c *compiler) container(o *Options, b *build) error {
 	c.begin(b.tasks)
+	if b.ns.late() {
+		c.hide()
+	}
 	c.joinNamespaces(&b.ns)
 	if !b.ns.early() {
 		return c.contents(o, b)
@@ -220,6 +213,13 @@ func (c *compiler) container(o *Options, b *build) error {
 	var err error
 	c.p.Nest(num(launch.ReportFD), func() { err = c.contents(o, b) })
 	return err
+}
+
+// hide keeps the process, and its child until the exec, from those it will be among: they may not trace it
+// or look at its files.
+func (c *compiler) hide() {
+	c.p.Subject("hide the process")
+	c.p.Call(unix.SYS_PRCTL, num(unix.PR_SET_DUMPABLE), num(0), num(0), num(0), num(0))
 }
 
 // contents writes what comes after the namespaces are there.

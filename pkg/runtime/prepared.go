@@ -91,6 +91,19 @@ func (f *files) close() {
 	f.owned = nil
 }
 
+// compile runs a compilation and seals its program. On failure everything it opened is closed.
+func (c *compiler) compile(name string, write func(c *compiler) error) (*Prepared, error) {
+	err := write(c)
+	if err == nil {
+		var p *Prepared
+		if p, err = c.seal(name); err == nil {
+			return p, nil
+		}
+	}
+	c.files.close()
+	return nil, err
+}
+
 // seal makes the Prepared of a finished compilation.
 func (c *compiler) seal(name string) (*Prepared, error) {
 	sealed, err := c.p.Seal(name)
@@ -108,6 +121,7 @@ func (c *compiler) seal(name string) (*Prepared, error) {
 // compiler is one compilation: the program being built and what it is built from.
 type compiler struct {
 	id       string
+	host     host
 	p        *program.Program
 	req      launch.Request
 	files    files
@@ -122,8 +136,8 @@ type compiler struct {
 	buf     program.Buf
 }
 
-func newCompiler(id string) *compiler {
-	c := &compiler{id: id, p: program.New(), hints: map[int]hint{}}
+func newCompiler(id string, h host) *compiler {
+	c := &compiler{id: id, host: h, p: program.New(), hints: map[int]hint{}}
 	c.req.Cgroup = -1
 	c.dst, c.aux = c.p.Slot("dst"), c.p.Slot("aux")
 	c.buf = c.p.Buf("buf", 256) // a struct statx

@@ -382,10 +382,11 @@ func (p *Program) check() error {
 // its pid is reported on fd, and its parent exits. The child has the values of all slots. The body must end the
 // child (Exit, an execve, Pause).
 func (p *Program) Nest(fd Arg, body func()) {
-	parent := p.Label()
+	parent, what := p.Label(), p.what
 	pid, report := p.ReportValue(launch.RecordPid)
 	p.Call(unix.SYS_CLONE, Int(unix.CLONE_PARENT|uint64(unix.SIGCHLD)), Int(0), Int(0), Int(0), Int(0)).Save(pid).Else(0, parent)
 	body()
+	p.what = what
 	p.Bind(parent)
 	report(fd)
 	p.Exit(0)

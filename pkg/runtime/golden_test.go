@@ -1,0 +1,372 @@
+package runtime
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/cri-server/cri-server/pkg/errs"
+	"github.com/cri-server/cri-server/pkg/sys"
+)
+
+var update = flag.Bool("update", false, "write the golden programs")
+
+// paper is a host that opens harmless things and writes down what it was asked.
+type paper struct {
+	t   *testing.T
+	log *strings.Builder
+	dir string
+	own hostCaps
+}
+
+func (p *paper) say(format string, args ...any) { fmt.Fprintf(p.log, "# "+format+"\n", args...) }
+
+func (p *paper) open(name string) (*os.File, error) { return os.Open(name) }
+
+func (p *paper) openTree(path string, recursive bool) (*os.File, error) {
+	p.say("clone %s recursive=%v", path, recursive)
+	switch {
+	case strings.HasPrefix(path, "/none"):
+		return nil, &os.PathError{Op: "open_tree", Path: path, Err: unix.ENOENT}
+	case strings.HasSuffix(path, ".file"):
+		return os.Open("/dev/null")
+	}
+	return p.open(p.dir)
+}
+
+func (p *paper) openDevice(d *device) (*os.File, error) {
+	p.say("clone device /%s", d.dest)
+	return p.open("/dev/null")
+}
+
+func (p *paper) newMount(fstype string, options []sys.MountOption) (*os.File, error) {
+	p.say("make %s %v", fstype, options)
+	return p.open(p.dir)
+}
+
+func (p *paper) setMount(_ *os.File, recursive bool, a unix.MountAttr) error {
+	p.say("set recursive=%v set=%#x clr=%#x propagation=%#x", recursive, a.Attr_set, a.Attr_clr, a.Propagation)
+	return nil
+}
+
+func (p *paper) mknod(_ *os.File, name string, d *device) error {
+	p.say("make node %s %o %d:%d", name, d.kind|d.mode, d.major, d.minor)
+	return nil
+}
+
+func (p *paper) chown(_ *os.File, name string, uid, gid uint32) error {
+	p.say("chown %q %d:%d", name, uid, gid)
+	return nil
+}
+
+func (p *paper) procfs() (*os.File, error)         { return p.open(p.dir) }
+func (p *paper) caps() (hostCaps, error)           { return p.own, nil }
+func (p *paper) hardLimit(int) (uint64, error)     { return 1000, nil }
+func (p *paper) oomScoreAdj() (int, error)         { return 0, nil }
+func (p *paper) hierarchies() ([]hierarchy, error) { return parseHierarchies(hybrid), nil }
+func (p *paper) foreign(pid int) (uintptr, error)  { return uintptr(pid), nil }
+
+// hybrid is a machine with two v1 hierarchies and a v2 one.
+const hybrid = `30 23 0:26 / /sys/fs/cgroup ro,nosuid - tmpfs tmpfs ro,mode=755
+31 30 0:27 / /sys/fs/cgroup/unified rw,nosuid - cgroup2 cgroup2 rw,nsdelegate
+32 30 0:28 / /sys/fs/cgroup/systemd rw,nosuid - cgroup cgroup rw,xattr,release_agent=/lib/agent,name=systemd
+33 30 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid - cgroup cgroup rw,cpu,cpuacct
+`
+
+// place is a cgroup on that machine.
+type place struct{ dir string }
+
+func (p place) Path() string           { return "/pods/x" }
+func (p place) Dir() (*os.File, error) { return os.Open(p.dir) }
+func (p place) TaskFiles() ([]*os.File, error) {
+	a, err := os.Open(p.dir)
+	if err != nil {
+		return nil, err
+	}
+	b, err := os.Open(p.dir)
+	return []*os.File{a, b}, err
+}
+
+// bare is the smallest container there is.
+func bare() *specs.Spec {
+	return &specs.Spec{
+		Root:    &specs.Root{Path: "/bundle/rootfs"},
+		Process: &specs.Process{Args: []string{"/bin/app"}, Cwd: "/"},
+		Linux:   &specs.Linux{Namespaces: []specs.LinuxNamespace{{Type: specs.MountNamespace}}},
+	}
+}
+
+// pidfds stand for the holder of a pod.
+func pidfds(p *paper, types ...specs.LinuxNamespaceType) map[specs.LinuxNamespaceType]*os.File {
+	f, err := os.Open(p.dir)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(func() { f.Close() })
+	m := map[specs.LinuxNamespaceType]*os.File{}
+	for _, t := range types {
+		m[t] = f
+	}
+	return m
+}
+
+func addNS(s *specs.Spec, types ...specs.LinuxNamespaceType) {
+	for _, t := range types {
+		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: t})
+	}
+}
+
+var maps = []specs.LinuxIDMapping{{ContainerID: 0, HostID: 100000, Size: 65536}}
+
+// features are the golden programs: a file each.
+var features = []struct {
+	name   string
+	change func(p *paper, o *Options)
+}{
+	{"bare", func(*paper, *Options) {}},
+	{"namespaces", func(_ *paper, o *Options) {
+		addNS(o.Spec, specs.PIDNamespace, specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.CgroupNamespace, specs.TimeNamespace)
+		o.Spec.Hostname, o.Spec.Domainname = "host", "domain"
+		o.Spec.Linux.Sysctl = map[string]string{"net.ipv4.conf.eth0/1.forwarding": "1", "kernel/msgmax": "2"}
+		o.Spec.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"monotonic": {Secs: 1, Nanosecs: 2}}
+	}},
+	{"pod", func(p *paper, o *Options) {
+		addNS(o.Spec, specs.PIDNamespace, specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace)
+		o.Namespaces = pidfds(p, specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace)
+	}},
+	{"shared-pid", func(p *paper, o *Options) {
+		addNS(o.Spec, specs.PIDNamespace)
+		o.Namespaces = pidfds(p, specs.PIDNamespace)
+		o.Spec.Mounts = []specs.Mount{{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "hidepid=2"}}}
+		o.Gate = true
+	}},
+	{"userns", func(_ *paper, o *Options) {
+		addNS(o.Spec, specs.UserNamespace)
+		o.Spec.Linux.UIDMappings, o.Spec.Linux.GIDMappings = maps, maps
+		o.Spec.Mounts = []specs.Mount{{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "mode=755"}}}
+		adj := 7
+		o.Spec.Process.OOMScoreAdj = &adj
+		o.Spec.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_CORE", Soft: 1, Hard: 2}}
+	}},
+	{"userns-pod", func(p *paper, o *Options) {
+		addNS(o.Spec, specs.PIDNamespace, specs.NetworkNamespace, specs.UserNamespace)
+		o.Spec.Linux.UIDMappings, o.Spec.Linux.GIDMappings = maps, maps
+		o.Namespaces = pidfds(p, specs.NetworkNamespace, specs.UserNamespace)
+	}},
+	{"mounts", func(_ *paper, o *Options) {
+		o.Spec.Mounts = []specs.Mount{
+			{Destination: "/data", Type: "bind", Source: "/srv/data", Options: []string{"rbind", "rro", "noatime", "rslave"}},
+			{Destination: "/etc/hosts", Type: "bind", Source: "hosts.file", Options: []string{"bind", "ro"}},
+			{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"ro", "nosuid"}},
+			{Destination: "/tmp/x", Type: "tmpfs", Source: "tmpfs", Options: []string{"ro", "size=1m", "shared"}},
+			{Destination: "/ext", Type: "ext4", Source: "/dev/sda1", Options: []string{"ro", "data=ordered"}},
+			{Destination: "/tmp/x", Options: []string{"remount", "nosuid"}},
+		}
+		o.Spec.Root.Readonly = true
+		o.Spec.Linux.RootfsPropagation = "shared"
+	}},
+	{"cgroup", func(p *paper, o *Options) {
+		o.Cgroup = place{p.dir}
+		o.Spec.Mounts = []specs.Mount{{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"ro"}}}
+	}},
+	{"cgroup-namespace", func(p *paper, o *Options) {
+		o.Cgroup = place{p.dir}
+		addNS(o.Spec, specs.CgroupNamespace)
+		o.Spec.Mounts = []specs.Mount{{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"ro"}}}
+	}},
+	{"masks", func(_ *paper, o *Options) {
+		o.Spec.Linux.MaskedPaths = []string{"/proc/keys", "/sys/firmware"}
+		o.Spec.Linux.ReadonlyPaths = []string{"/proc/sys"}
+	}},
+	{"devices", func(_ *paper, o *Options) {
+		mode, id := os.FileMode(0o600), uint32(5)
+		o.Spec.Mounts = []specs.Mount{{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"mode=755"}}}
+		o.Spec.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/sub/mine", Type: "b", Major: 8, Minor: 1, FileMode: &mode, UID: &id, GID: &id}, {Path: "/dev/fifo", Type: "p"}}
+	}},
+	{"credentials", func(_ *paper, o *Options) {
+		u := uint32(0o77)
+		o.Spec.Process.User = specs.User{UID: 1, GID: 2, AdditionalGids: []uint32{3, 4}, Umask: &u}
+		c := []string{"CAP_KILL", "CAP_CHECKPOINT_RESTORE"}
+		o.Spec.Process.Capabilities = &specs.LinuxCapabilities{Bounding: c, Permitted: c, Effective: c[:1], Inheritable: c[:1], Ambient: c[:1]}
+		adj := -5
+		o.Spec.Process.OOMScoreAdj = &adj
+		o.Spec.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 1024, Hard: 4096}}
+		o.Spec.Process.ApparmorProfile, o.Spec.Process.SelinuxLabel = "profile", "u:r:t:s0"
+		o.Spec.Linux.Personality = &specs.LinuxPersonality{Domain: specs.PerLinux32}
+	}},
+	{"seccomp", func(_ *paper, o *Options) {
+		o.Spec.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{{Names: []string{"mkdirat"}, Action: specs.ActErrno}}}
+	}},
+	{"seccomp-nnp", func(_ *paper, o *Options) {
+		o.Spec.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{{Names: []string{"mkdirat"}, Action: specs.ActErrno}}}
+		o.Spec.Process.NoNewPrivileges = true
+	}},
+	{"terminal", func(_ *paper, o *Options) {
+		o.Spec.Process.Terminal = true
+		o.Spec.Process.ConsoleSize = &specs.Box{Height: 24, Width: 80}
+	}},
+	{"path-and-cwd", func(_ *paper, o *Options) {
+		o.Spec.Process.Args = []string{"app", "arg"}
+		o.Spec.Process.Env = []string{"PATH=/usr/bin::/bin/", "A=B"}
+		o.Spec.Process.Cwd = "/var/../srv/dir"
+	}},
+	{"extra-files", func(p *paper, o *Options) {
+		f, _ := os.Open(p.dir)
+		p.t.Cleanup(func() { f.Close() })
+		o.ExtraFiles = []*os.File{f, f}
+		o.Gate = true
+	}},
+}
+
+// golden compares a program, and what its preparation asked of the host, with the file of that name.
+func golden(t *testing.T, name string, p *paper, prepared *Prepared) {
+	t.Helper()
+	defer prepared.Close()
+	r := prepared.Request
+	got := p.log.String() + fmt.Sprintf("# request: clone=%#x nested=%v gate=%v terminal=%v cgroup=%v enter=%d maps=%v/%v rlimits=%v oom=%v\n",
+		r.Cloneflags, r.Nested, r.Gate, r.Terminal, r.Cgroup >= 0, len(r.Enter), r.UIDMaps, r.GIDMaps, r.Rlimits, r.OOMScoreAdj != nil) + prepared.Text()
+	for _, w := range prepared.Warnings {
+		got += "# warning: " + w + "\n"
+	}
+	file := filepath.Join("testdata", "golden", name+".txt")
+	if *update {
+		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(string(want), got); d != "" {
+		t.Errorf("%s differs (-update writes it anew):\n%s", file, d)
+	}
+}
+
+func newPaper(t *testing.T) *paper {
+	return &paper{t: t, log: &strings.Builder{}, dir: t.TempDir(), own: hostCaps{bounding: 1<<41 - 1, last: 40}}
+}
+
+func TestGolden(t *testing.T) {
+	for _, f := range features {
+		t.Run(f.name, func(t *testing.T) {
+			p := newPaper(t)
+			o := Options{ID: "c1", Spec: bare(), Bundle: "/bundle"}
+			f.change(p, &o)
+			prepared, err := prepare(p, o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			golden(t, f.name, p, prepared)
+		})
+	}
+}
+
+func TestGoldenExec(t *testing.T) {
+	p := newPaper(t)
+	pidfd := pidfds(p, specs.PIDNamespace)[specs.PIDNamespace]
+	for name, flags := range map[string]int{"exec": unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET, "exec-userns": unix.CLONE_NEWNS | unix.CLONE_NEWUSER} {
+		p.log.Reset()
+		s := bare()
+		proc := &specs.Process{Args: []string{"ls"}, Env: []string{"PATH=/bin"}, Cwd: "/w", Terminal: name == "exec", NoNewPrivileges: true}
+		prepared, err := prepareExec(p, ExecOptions{ID: "c1", Spec: s, Process: proc, Pid: flags, Pidfd: pidfd, Cgroup: place{p.dir}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		golden(t, name, p, prepared)
+	}
+}
+
+func TestGoldenHolder(t *testing.T) {
+	p := newPaper(t)
+	adj := -998
+	prepared, err := prepareHolder(p, HolderOptions{
+		ID: "pod", Namespaces: []specs.LinuxNamespaceType{specs.PIDNamespace, specs.NetworkNamespace, specs.UTSNamespace}, Hostname: "pod",
+		Sysctls: map[string]string{"net.core.somaxconn": "99"}, Cgroup: place{p.dir}, OOMScoreAdj: &adj, ApparmorProfile: "prof",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "holder", p, prepared)
+}
+
+func TestRefused(t *testing.T) {
+	for _, c := range []struct {
+		want   string
+		kind   errs.Kind
+		change func(o *Options)
+	}{
+		{"no linux or no process section", errs.Invalid, func(o *Options) { o.Spec.Linux = nil }},
+		{"no arguments", errs.Invalid, func(o *Options) { o.Spec.Process.Args = nil }},
+		{`"a\x00b" has a NUL`, errs.Invalid, func(o *Options) { o.Spec.Process.Env = []string{"a\x00b"} }},
+		{"user 4294967295:0 is out of range", errs.Invalid, func(o *Options) { o.Spec.Process.User.UID = 1<<32 - 1 }},
+		{"needs a mount namespace of its own", errs.Unsupported, func(o *Options) { o.Spec.Linux.Namespaces = nil }},
+		{`namespace type "mount" appears twice`, errs.Invalid, func(o *Options) { addNS(o.Spec, specs.MountNamespace) }},
+		{`namespace type "x" is unknown`, errs.Invalid, func(o *Options) { addNS(o.Spec, "x") }},
+		{"needs uidMappings and gidMappings", errs.Invalid, func(o *Options) { addNS(o.Spec, specs.UserNamespace) }},
+		{"would hide the root filesystem", errs.Invalid, func(o *Options) { o.Spec.Mounts = []specs.Mount{{Destination: "/.."}} }},
+		{"bind mounts have no filesystem options", errs.Invalid, func(o *Options) {
+			o.Spec.Mounts = []specs.Mount{{Destination: "/x", Source: "/y", Options: []string{"bind", "size=1"}}}
+		}},
+		{"neither a filesystem nor", errs.Invalid, func(o *Options) { o.Spec.Mounts = []specs.Mount{{Destination: "/x", Type: "none"}} }},
+		{"source /none: no such file or directory", errs.Unknown, func(o *Options) {
+			o.Spec.Mounts = []specs.Mount{{Destination: "/x", Source: "/none", Options: []string{"bind"}}}
+		}},
+		{"it is inside /proc", errs.Invalid, func(o *Options) {
+			o.Spec.Mounts = []specs.Mount{{Destination: "/proc/self", Source: "/y", Options: []string{"bind"}}}
+		}},
+		{"rootfsPropagation", errs.Invalid, func(o *Options) { o.Spec.Linux.RootfsPropagation = "sometimes" }},
+		{"sysctl net.core.x: it needs a namespace", errs.Invalid, func(o *Options) { o.Spec.Linux.Sysctl = map[string]string{"net.core.x": "1"} }},
+		{"soft limit 2 is above the hard limit 1", errs.Invalid, func(o *Options) {
+			o.Spec.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_AS", Soft: 2, Hard: 1}}
+		}},
+		{"appears twice", errs.Invalid, func(o *Options) {
+			o.Spec.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_AS"}, {Type: "RLIMIT_AS"}}
+		}},
+		{"oomScoreAdj 1001", errs.Invalid, func(o *Options) { n := 1001; o.Spec.Process.OOMScoreAdj = &n }},
+		{"-1:0 is no device number", errs.Invalid, func(o *Options) {
+			o.Spec.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/x", Type: "c", Major: -1}}
+		}},
+	} {
+		o := Options{ID: "c1", Spec: bare()}
+		c.change(&o)
+		_, err := prepare(newPaper(t), o)
+		if err == nil || !strings.Contains(err.Error(), c.want) || errs.KindOf(err) != c.kind {
+			t.Errorf("got %v (%v), want %q (%v)", err, errs.KindOf(err), c.want, c.kind)
+		}
+	}
+}
+
+func TestClamp(t *testing.T) {
+	p := newPaper(t)
+	p.own.bounding &^= 1 << capSysResource
+	o := Options{ID: "c1", Spec: bare()}
+	all := []string{"CAP_SYS_RESOURCE", "CAP_KILL", "CAP_NOT_YET"}
+	o.Spec.Process.Capabilities = &specs.LinuxCapabilities{Bounding: all}
+	if _, err := prepare(p, o); err == nil || !strings.Contains(err.Error(), "CAP_SYS_RESOURCE") {
+		t.Errorf("a capability we lack: %v", err)
+	}
+	o.Spec.Process.Capabilities = nil
+	o.Spec.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 2000, Hard: 3000}}
+	if _, err := prepare(p, o); err == nil || !strings.Contains(err.Error(), "RLIMIT_NOFILE") {
+		t.Errorf("a limit we cannot raise: %v", err)
+	}
+	adj := -7
+	o.Spec.Process.OOMScoreAdj = &adj
+	o.Spec.Process.Capabilities = &specs.LinuxCapabilities{Bounding: all}
+	o.Clamp = true
+	p.log.Reset()
+	prepared, err := prepare(p, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "clamp", p, prepared)
+}

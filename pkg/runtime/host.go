@@ -1,0 +1,171 @@
+package runtime
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cri-server/cri-server/pkg/errs"
+	"github.com/cri-server/cri-server/pkg/sys"
+)
+
+// host is what preparation asks of the machine. Tests of compilation have another, which needs no root.
+type host interface {
+	openTree(path string, recursive bool) (*os.File, error)
+	openDevice(d *device) (*os.File, error)
+	newMount(fstype string, options []sys.MountOption) (*os.File, error)
+	setMount(mnt *os.File, recursive bool, attr unix.MountAttr) error
+	mknod(dir *os.File, name string, d *device) error
+	chown(dir *os.File, name string, uid, gid uint32) error
+	procfs() (*os.File, error)
+	caps() (hostCaps, error)
+	hardLimit(resource int) (uint64, error)
+	oomScoreAdj() (int, error)
+	hierarchies() ([]hierarchy, error)
+	foreign(pid int) (uintptr, error)
+}
+
+// machine is the host that the process runs on.
+type machine struct{}
+
+func (machine) openTree(path string, recursive bool) (*os.File, error) {
+	return sys.OpenTree(nil, path, recursive)
+}
+
+// openDevice clones the host's node, which must be the device asked for.
+func (machine) openDevice(d *device) (*os.File, error) {
+	tree, err := sys.OpenTree(nil, "/"+d.dest, false)
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Stat_t
+	err = unix.Fstat(int(tree.Fd()), &st)
+	if err == nil && (st.Mode&unix.S_IFMT != d.kind || d.kind != unix.S_IFIFO && st.Rdev != unix.Mkdev(uint32(d.major), uint32(d.minor))) {
+		err = errs.New(errs.Invalid, "the host has another device there, not %d:%d", d.major, d.minor)
+	}
+	if err != nil {
+		tree.Close()
+		return nil, err
+	}
+	return tree, nil
+}
+
+func (machine) newMount(fstype string, options []sys.MountOption) (*os.File, error) {
+	return sys.NewMount(fstype, options, 0)
+}
+
+func (machine) setMount(mnt *os.File, recursive bool, attr unix.MountAttr) error {
+	return sys.SetMount(mnt, recursive, attr)
+}
+
+func (machine) mknod(dir *os.File, name string, d *device) error {
+	if err := unix.Mknodat(int(dir.Fd()), name, d.kind|d.mode, int(unix.Mkdev(uint32(d.major), uint32(d.minor)))); err != nil {
+		return os.NewSyscallError("mknodat", err)
+	}
+	// The umask is the whole process's, so it is not ours to set. Nobody else sees this tree yet.
+	return os.NewSyscallError("fchmodat", unix.Fchmodat(int(dir.Fd()), name, d.mode, 0))
+}
+
+func (machine) chown(dir *os.File, name string, uid, gid uint32) error {
+	return os.NewSyscallError("fchownat", unix.Fchownat(int(dir.Fd()), name, int(uid), int(gid), unix.AT_EMPTY_PATH|unix.AT_SYMLINK_NOFOLLOW))
+}
+
+func (machine) procfs() (*os.File, error)         { return procRoot() }
+func (machine) caps() (hostCaps, error)           { return ownCaps() }
+func (machine) hierarchies() ([]hierarchy, error) { return mounted() }
+
+func (machine) hardLimit(resource int) (uint64, error) {
+	var own unix.Rlimit
+	err := unix.Prlimit(0, resource, nil, &own)
+	return own.Max, os.NewSyscallError("prlimit64", err)
+}
+
+func (machine) oomScoreAdj() (int, error) {
+	b, err := os.ReadFile("/proc/self/oom_score_adj")
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(b)))
+}
+
+// procRoot is a procfs of our own, mounted nowhere: whatever a container does to its /proc, it is not
+// this one. It shows the processes of this process's PID namespace, which has the program's below it.
+var procRoot = sync.OnceValues(func() (*os.File, error) { return sys.NewMount("proc", nil, 0) })
+
+// hostCaps is what this process could give away.
+type hostCaps struct {
+	bounding uint64
+	last     int
+}
+
+// has reports whether capability n is in the bounding set.
+func (h hostCaps) has(n int) bool { return h.bounding>>n&1 != 0 }
+
+// ownCaps reads the process's capabilities, once.
+var ownCaps = sync.OnceValues(func() (hostCaps, error) {
+	h := hostCaps{last: len(capNames) - 1}
+	if b, err := os.ReadFile("/proc/sys/kernel/cap_last_cap"); err == nil {
+		if n, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil && n < 63 {
+			h.last = n
+		}
+	}
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return h, err
+	}
+	_, rest, ok := strings.Cut(string(status), "\nCapBnd:")
+	line, _, _ := strings.Cut(rest, "\n")
+	if !ok {
+		return h, errors.New("/proc/self/status has no CapBnd")
+	}
+	if h.bounding, err = strconv.ParseUint(strings.TrimSpace(line), 16, 64); err != nil {
+		return h, fmt.Errorf("/proc/self/status: %w", err)
+	}
+	return h, nil
+})
+
+// mounted are the host's cgroup hierarchies, read once: they do not change while it is up.
+var mounted = sync.OnceValues(func() ([]hierarchy, error) {
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	return parseHierarchies(string(b)), nil
+})
+
+// nsLinks are the namespaces' names under /proc/<pid>/ns.
+var nsLinks = []struct {
+	link string
+	flag uintptr
+}{
+	{"user", unix.CLONE_NEWUSER}, {"mnt", unix.CLONE_NEWNS}, {"pid", unix.CLONE_NEWPID}, {"net", unix.CLONE_NEWNET},
+	{"ipc", unix.CLONE_NEWIPC}, {"uts", unix.CLONE_NEWUTS}, {"cgroup", unix.CLONE_NEWCGROUP}, {"time", unix.CLONE_NEWTIME},
+}
+
+// foreign returns the namespaces of a process that are not this process's.
+func (machine) foreign(pid int) (uintptr, error) {
+	var flags uintptr
+	dir := "/proc/" + strconv.Itoa(pid) + "/ns/"
+	for _, n := range nsLinks {
+		theirs, err := os.Readlink(dir + n.link)
+		if errors.Is(err, os.ErrNotExist) && n.flag == unix.CLONE_NEWTIME {
+			continue // a kernel without time namespaces
+		}
+		if err != nil {
+			return 0, errs.New(errs.NotFound, "process %d has ended: %w", pid, err)
+		}
+		mine, err := os.Readlink("/proc/self/ns/" + n.link)
+		if err != nil {
+			return 0, err
+		}
+		if theirs != mine {
+			flags |= n.flag
+		}
+	}
+	return flags, nil
+}
