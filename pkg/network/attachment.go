@@ -29,15 +29,18 @@ func (m *Manager) attachmentFile(id string) string {
 	return filepath.Join(m.cfg.StateDir, attachmentsDir, id)
 }
 
-// record writes the attachment whole: a torn file cannot be seen. It is synced only where an exec'd plugin
-// may keep leases that survive a power cut.
+// record writes the attachment. It is synced only where an exec'd plugin may keep leases that survive a
+// power cut.
 func (m *Manager) record(a *attachment) error {
 	data, err := json.Marshal(a)
 	if err != nil {
 		return err
 	}
 	file := m.attachmentFile(a.ID)
-	f, err := os.OpenFile(file+tmpSuffix, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	f, err := os.OpenFile(file, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if errors.Is(err, os.ErrExist) {
+		return errs.New(errs.Exists, "attach pod %s: it is attached, or was not detached after a failure. Detach it first", a.ID)
+	}
 	if err != nil {
 		return fmt.Errorf("record attachment: %w", err)
 	}
@@ -48,20 +51,16 @@ func (m *Manager) record(a *attachment) error {
 	if cerr := f.Close(); err == nil {
 		err = cerr
 	}
-	if err == nil {
-		err = os.Rename(file+tmpSuffix, file)
-	}
 	if err != nil {
-		os.Remove(file + tmpSuffix)
+		os.Remove(file)
 		return fmt.Errorf("record attachment: %w", err)
 	}
 	return nil
 }
 
-const tmpSuffix = ".tmp~" // no pod ID has a "~"
-
-// recorded returns the pod's attachment, or nil when there is none. After a power cut the record may be
-// torn: then nothing but the pod's ID is known.
+// recorded returns the pod's attachment, or nil when there is none. After a crash in the middle of record
+// nothing but the pod's ID is known, and nothing was done yet; after a power cut the same may be left of a
+// whole record.
 func (m *Manager) recorded(id string) (*attachment, error) {
 	data, err := os.ReadFile(m.attachmentFile(id))
 	if errors.Is(err, os.ErrNotExist) {

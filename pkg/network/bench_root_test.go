@@ -7,6 +7,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // The pods of a benchmark are made beforehand; one iteration is one pod's ADD and DEL.
@@ -15,30 +17,47 @@ func benchmark(b *testing.B, ports []PortMapping, change func(*Config)) {
 	warm := newPod(b)
 	h.attach(warm)
 	var add, del []time.Duration
+	var addCPU, delCPU time.Duration
 	ctx := context.Background()
 	b.ResetTimer()
 	for range b.N {
 		b.StopTimer()
 		p := newPod(b, ports...)
 		b.StartTimer()
-		t0 := time.Now()
+		c0, t0 := cpu(), time.Now()
 		if _, err := h.Attach(ctx, p.Pod); err != nil {
 			b.Fatal(err)
 		}
-		t1 := time.Now()
+		c1, t1 := cpu(), time.Now()
 		if err := h.Detach(ctx, p.Pod); err != nil {
 			b.Fatal(err)
 		}
 		add, del = append(add, t1.Sub(t0)), append(del, time.Since(t1))
+		addCPU, delCPU = addCPU+c1-c0, delCPU+cpu()-c1
 		b.StopTimer()
 		p.stop()
 		b.StartTimer()
 	}
+	b.ReportMetric(float64(addCPU.Microseconds())/float64(b.N), "µs/add-cpu")
+	b.ReportMetric(float64(delCPU.Microseconds())/float64(b.N), "µs/del-cpu")
 	for name, times := range map[string][]time.Duration{"add": add, "del": del} {
 		slices.Sort(times)
 		b.ReportMetric(float64(times[0].Microseconds()), "µs/"+name+"-min")
 		b.ReportMetric(float64(times[len(times)/2].Microseconds()), "µs/"+name+"-p50")
 	}
+}
+
+// cpu is the time that this process and the children it has waited for have used.
+func cpu() time.Duration {
+	var all time.Duration
+	for _, who := range []int{unix.RUSAGE_SELF, unix.RUSAGE_CHILDREN} {
+		var u unix.Rusage
+		if err := unix.Getrusage(who, &u); err != nil {
+			panic(err)
+		}
+		all += time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	}
+	return all
 }
 
 var onePort = []PortMapping{{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"}}

@@ -144,7 +144,7 @@ func (m *Manager) newDefault() (*libcni.NetworkConfigList, error) {
 	if err != nil {
 		return nil, err
 	}
-	tmp := m.defaultFile() + tmpSuffix
+	tmp := m.defaultFile() + ".new"
 	if err := os.WriteFile(tmp, data, 0o600); err != nil {
 		return nil, err
 	}

@@ -113,9 +113,6 @@ func (m *Manager) Attach(ctx context.Context, pod Pod) (Result, error) {
 	if pod.Netns == "" {
 		return Result{}, errs.New(errs.Invalid, "attach pod %s: it has no network namespace", pod.ID)
 	}
-	if old, err := m.recorded(pod.ID); err != nil || old != nil {
-		return Result{}, errors.Join(err, errs.New(errs.Exists, "attach pod %s: it is attached, or was not detached after a failure. Detach it first", pod.ID))
-	}
 	a := &attachment{ID: pod.ID, Network: list.Name, Config: list.Bytes, Exec: m.execs(list)}
 	if err := m.record(a); err != nil {
 		return Result{}, err
@@ -137,7 +134,9 @@ func (m *Manager) Attach(ctx context.Context, pod Pod) (Result, error) {
 }
 
 func (m *Manager) attach(ctx context.Context, pod Pod, list *libcni.NetworkConfigList, execs bool) (Result, error) {
-	if err := plugin.LoopbackUp(pod.Netns); err != nil {
+	if first := list.Plugins[0]; first.Network.Type == "bridge" && m.runsInProcess("bridge", first.Bytes) {
+		ctx = plugin.WithLoopback(ctx)
+	} else if err := m.runner.LoopbackUp(pod.Netns); err != nil {
 		return Result{}, err
 	}
 	path := pod.Netns

@@ -29,9 +29,9 @@ func Open(path string) (*os.File, error) {
 	return f, nil
 }
 
-// Do calls fn on a thread that is in the network namespace ns and ends with it, and returns what fn returns. Sockets that fn
-// makes and /proc/sys/net as fn sees it are of that namespace. fn must not start goroutines that count on
-// it.
+// Do calls fn on a thread that is in the network namespace ns and ends with it, and returns what fn returns.
+// Sockets that fn makes and /proc/sys/net as fn sees it are of that namespace. fn must not start goroutines
+// that count on it.
 func Do(ns *os.File, fn func() error) error {
 	return sys.OnThread(func() error {
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {

@@ -36,15 +36,16 @@ const (
 // attachment is one ADD of the bridge in the making.
 type attachment struct {
 	*Runner
-	conf  *bridgeConf
-	call  *Call
-	ns    *os.File
-	br    *netlink.Bridge
-	veth  netlink.Link // the host's end
-	peer  net.HardwareAddr
-	owner string
-	res   *current.Result
-	gws   []*net.IPNet
+	loopback bool // set lo up, too
+	conf     *bridgeConf
+	call     *Call
+	ns       *os.File
+	br       *netlink.Bridge
+	veth     netlink.Link // the host's end
+	peer     net.HardwareAddr
+	owner    string
+	res      *current.Result
+	gws      []*net.IPNet
 }
 
 func (b bridge) add(ctx context.Context, c *Call) (types.Result, error) {
@@ -63,7 +64,7 @@ func (b bridge) add(ctx context.Context, c *Call) (types.Result, error) {
 		return nil, errs.New(errs.NotFound, "attach pod to bridge %s: network namespace %s does not exist", conf.Bridge, c.Netns)
 	}
 	defer ns.Close()
-	a := &attachment{Runner: b.r, conf: conf, call: c, ns: ns, owner: Owner(c.ContainerID, c.IfName), res: &current.Result{CNIVersion: current.ImplementedSpecVersion}}
+	a := &attachment{Runner: b.r, loopback: ctx.Value(loopbackKey{}) != nil, conf: conf, call: c, ns: ns, owner: Owner(c.ContainerID, c.IfName), res: &current.Result{CNIVersion: current.ImplementedSpecVersion}}
 	if err := a.lockedBridge(a.ensureBridge); err != nil {
 		return nil, err
 	}
@@ -142,7 +143,7 @@ func (a *attachment) make() error {
 	if err := fault.At(FaultPlugged); err != nil {
 		return err
 	}
-	if err := netns.Do(a.ns, a.configure); err != nil {
+	if err := a.visits.Do(a.ns, a.configure); err != nil {
 		return err
 	}
 	if err := fault.At(FaultConfigured); err != nil {
@@ -283,7 +284,7 @@ func (b bridge) unplug(c *Call) error {
 		return err
 	}
 	// A pair that another implementation of the plugin made has another name on this side.
-	err := inNetns(c.Netns, func(h *netlink.Handle) error {
+	err := b.r.visit(c.Netns, func(h *netlink.Handle) error {
 		return deleteLink(h, c.IfName)
 	})
 	if errs.Is(err, errs.NotFound) {

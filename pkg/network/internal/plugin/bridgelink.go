@@ -124,6 +124,11 @@ func (a *attachment) configure() error {
 		return err
 	}
 	defer h.Close()
+	if a.loopback {
+		if err := loopbackUp(h); err != nil {
+			return err
+		}
+	}
 	name := a.call.IfName
 	link, err := h.LinkByName(name)
 	if err != nil {

@@ -48,7 +48,7 @@ func (b bridge) check(ctx context.Context, c *Call) error {
 		return err
 	}
 	var podLink netlink.Link
-	if err := inNetns(c.Netns, func(h *netlink.Handle) error {
+	if err := b.r.visit(c.Netns, func(h *netlink.Handle) error {
 		if podLink, err = checkLink(h, pod, "veth"); err != nil {
 			return err
 		}

@@ -194,7 +194,7 @@ func (d *leaseDir) Reserve(id, ifname string, ip net.IP, rangeID string) (bool, 
 		err = cerr
 	}
 	if err == nil {
-		err = os.WriteFile(filepath.Join(d.dir, lastReserved+rangeID), []byte(name), 0o600)
+		err = overwrite(filepath.Join(d.dir, lastReserved+rangeID), name)
 	}
 	if err != nil {
 		os.Remove(path)
@@ -202,6 +202,22 @@ func (d *leaseDir) Reserve(id, ifname string, ip net.IP, rangeID string) (bool, 
 	}
 	d.owners[name] = owner
 	return true, nil
+}
+
+// overwrite is os.WriteFile without giving the file's block back first.
+func overwrite(path, text string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return err
+	}
+	n, err := f.WriteString(text)
+	if err == nil {
+		err = f.Truncate(int64(n))
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	return err
 }
 
 // LastReservedIP returns the address that was given last from the range, for the round robin.

@@ -16,7 +16,8 @@ import (
 
 type loopback struct{ r *Runner }
 
-func inNetns(path string, fn func(h *netlink.Handle) error) error {
+// visit runs fn in the network namespace that path names, with a route socket of there.
+func (r *Runner) visit(path string, fn func(h *netlink.Handle) error) error {
 	ns, err := netns.Open(path)
 	if err != nil {
 		return err
@@ -25,7 +26,7 @@ func inNetns(path string, fn func(h *netlink.Handle) error) error {
 		return errs.New(errs.NotFound, "open network namespace (%s): it does not exist", path)
 	}
 	defer ns.Close()
-	return netns.Do(ns, func() error {
+	return r.visits.Do(ns, func() error {
 		h, err := newHandle()
 		if err != nil {
 			return err
@@ -35,7 +36,7 @@ func inNetns(path string, fn func(h *netlink.Handle) error) error {
 	})
 }
 
-func (loopback) add(_ context.Context, c *Call) (types.Result, error) {
+func (l loopback) add(_ context.Context, c *Call) (types.Result, error) {
 	var conf types.NetConf
 	if err := json.Unmarshal(c.Config, &conf); err != nil {
 		return nil, fmt.Errorf("read loopback configuration: %w", err)
@@ -48,7 +49,7 @@ func (loopback) add(_ context.Context, c *Call) (types.Result, error) {
 		CNIVersion: current.ImplementedSpecVersion,
 		Interfaces: []*current.Interface{{Name: "lo", Mac: "00:00:00:00:00:00", Sandbox: c.Netns}},
 	}
-	err = inNetns(c.Netns, func(h *netlink.Handle) error {
+	err = l.r.visit(c.Netns, func(h *netlink.Handle) error {
 		lo, err := h.LinkByName("lo")
 		if err != nil {
 			return fmt.Errorf("look up lo: %w", err)
@@ -85,7 +86,7 @@ func (l loopback) del(_ context.Context, c *Call) error {
 	if c.Netns == "" || l.r.dying(c.Netns) {
 		return nil
 	}
-	err := inNetns(c.Netns, func(h *netlink.Handle) error {
+	err := l.r.visit(c.Netns, func(h *netlink.Handle) error {
 		lo, err := h.LinkByName("lo")
 		if err != nil {
 			return fmt.Errorf("look up lo: %w", err)
@@ -98,8 +99,8 @@ func (l loopback) del(_ context.Context, c *Call) error {
 	return err
 }
 
-func (loopback) check(_ context.Context, c *Call) error {
-	return inNetns(c.Netns, func(h *netlink.Handle) error {
+func (l loopback) check(_ context.Context, c *Call) error {
+	return l.r.visit(c.Netns, func(h *netlink.Handle) error {
 		lo, err := h.LinkByName("lo")
 		if err != nil {
 			return fmt.Errorf("look up lo: %w", err)
@@ -113,8 +114,21 @@ func (loopback) check(_ context.Context, c *Call) error {
 
 // LoopbackUp sets lo up in the network namespace. It is what a runtime does for every pod before its
 // networks, and costs no configuration.
-func LoopbackUp(netnsPath string) error {
-	return inNetns(netnsPath, func(h *netlink.Handle) error {
-		return h.LinkSetUp(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: "lo", Index: 1}}) // lo is always the first link
-	})
+func (r *Runner) LoopbackUp(netnsPath string) error {
+	return r.visit(netnsPath, loopbackUp)
+}
+
+func loopbackUp(h *netlink.Handle) error {
+	lo := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: "lo", Index: 1}} // always the first link
+	if err := h.LinkSetUp(lo); err != nil {
+		return fmt.Errorf("set lo up: %w", err)
+	}
+	return nil
+}
+
+type loopbackKey struct{}
+
+// WithLoopback makes the ADD of a bridge set lo up too, on its one visit to the namespace.
+func WithLoopback(ctx context.Context) context.Context {
+	return context.WithValue(ctx, loopbackKey{}, true)
 }

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cri-server/cri-server/pkg/errs"
+	"github.com/cri-server/cri-server/pkg/network/internal/netns"
 	"github.com/cri-server/cri-server/pkg/network/internal/nft"
 )
 
@@ -48,6 +49,7 @@ type Runner struct {
 	binds    string
 	delegate Delegate
 
+	visits  netns.Pool
 	bridges sync.Mutex // one change to bridges and their addresses at a time
 	leases  leaseStores
 }
@@ -63,10 +65,10 @@ func New(rules *nft.Table, suffix, binds string, delegate Delegate) (*Runner, er
 	return &Runner{rules: rules, host: h, suffix: suffix, binds: binds, delegate: delegate}, nil
 }
 
-// Close closes the runner's sockets.
+// Close closes the runner's sockets and ends its threads.
 func (r *Runner) Close() error {
 	r.host.Close()
-	return nil
+	return r.visits.Close()
 }
 
 // newHandle opens a route socket in the calling thread's network namespace.
