@@ -14,13 +14,21 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cri-server/cri-server/internal/testroot"
 	it "github.com/cri-server/cri-server/pkg/image/internal/imagetest"
 	"github.com/cri-server/cri-server/pkg/sys"
 )
 
-var modes = map[string]sys.OverlayMode{"auto": sys.OverlayAuto, "fds": sys.OverlayByFD, "paths": sys.OverlayByPath, "classic": sys.OverlayByMount}
-
+// eachMode runs f with every way to mount that this kernel has.
 func eachMode(t *testing.T, f func(t *testing.T)) {
+	testroot.NeedRoot(t)
+	modes := map[string]sys.OverlayMode{"auto": sys.OverlayAuto, "by mount": sys.OverlayByMount}
+	if sys.Has(sys.OverlayFDs) && sys.Has(sys.OverlayTrees) {
+		modes["by fd"] = sys.OverlayByFD
+	}
+	if sys.Has(sys.OverlayAppend) {
+		modes["by path"] = sys.OverlayByPath
+	}
 	for name, m := range modes {
 		t.Run(name, func(t *testing.T) {
 			sys.ForceOverlay(m)

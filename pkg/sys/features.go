@@ -14,13 +14,14 @@ type Feature uint
 
 // The features, with the kernel that brought each.
 const (
-	ExecMemfd    Feature = iota // memfds may be executed: vm.memfd_noexec is not 2, no policy forbids it
-	MountOnTree                 // move_mount onto a detached tree, and clones of one: 6.15
-	OverlayFDs                  // overlay layers by descriptor, lowerdir+ with fsconfig: 6.13
-	OverlayTrees                // overlay layers that are detached (idmapped) mounts: 6.15
-	IdmapTmpfs                  // idmapped mounts of tmpfs: 6.3
-	PidfdInfo                   // PIDFD_GET_INFO tells the exit code: 6.15
-	ProcPidns                   // procfs takes the PID namespace as an option; programs find out for themselves
+	ExecMemfd     Feature = iota // memfds may be executed: vm.memfd_noexec is not 2, no policy forbids it
+	MountOnTree                  // move_mount onto a detached tree, and clones of one: 6.15
+	OverlayFDs                   // overlay layers by descriptor, lowerdir+ with fsconfig: 6.13
+	OverlayTrees                 // overlay layers that are detached (idmapped) mounts: 6.15
+	IdmapTmpfs                   // idmapped mounts of tmpfs: 6.3
+	PidfdInfo                    // PIDFD_GET_INFO tells the exit code: 6.15
+	ProcPidns                    // procfs takes the PID namespace as an option; programs find out for themselves
+	OverlayAppend                // overlay layers one by one, lowerdir+ with fsconfig: 6.8
 	featureCount
 )
 

@@ -1,7 +1,6 @@
 package sys
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -32,10 +31,7 @@ const (
 	OverlayByMount             // mount(2) in a private mount namespace
 )
 
-var (
-	forcedOverlay atomic.Int32
-	noAppend      atomic.Bool // this kernel does not know lowerdir+
-)
+var forcedOverlay atomic.Int32
 
 // ForceOverlay makes MountOverlay use one mode, as tests of older kernels' ways do; OverlayAuto undoes it.
 func ForceOverlay(m OverlayMode) { forcedOverlay.Store(int32(m)) }
@@ -44,15 +40,7 @@ func ForceOverlay(m OverlayMode) { forcedOverlay.Store(int32(m)) }
 // descriptor closes or it is attached by move_mount(2). The caller closes it. It needs CAP_SYS_ADMIN and
 // does not block but on disk reads.
 func MountOverlay(o Overlay) (*os.File, error) {
-	m := o.mode()
-	f, err := o.mount(m)
-	if m == OverlayByPath && forcedOverlay.Load() == 0 && errors.Is(err, unix.EINVAL) {
-		var again error
-		if f, again = o.mount(OverlayByMount); again == nil {
-			noAppend.Store(true)
-			err = nil
-		}
-	}
+	f, err := o.mount(o.mode())
 	if err != nil {
 		return nil, fmt.Errorf("mount overlay of %d lower layers: %w", len(o.Lower), err)
 	}
@@ -66,10 +54,10 @@ func (o *Overlay) mode() OverlayMode {
 		return forced
 	case Has(OverlayFDs) && (o.Userns == nil || Has(OverlayTrees)):
 		return OverlayByFD
-	case noAppend.Load():
-		return OverlayByMount
+	case Has(OverlayAppend):
+		return OverlayByPath
 	}
-	return OverlayByPath
+	return OverlayByMount
 }
 
 func (o *Overlay) mount(m OverlayMode) (*os.File, error) {
