@@ -20,8 +20,7 @@ import (
 
 // Check compares the records with what is on disk and returns a line for each difference; none is sound.
 // Deep hashes every blob again and compares the unpacked layers with their tars, which reads everything.
-// It alters nothing and may run beside a server that uses the store, whose pulls under way it then may
-// report.
+// It alters nothing. Beside a server that uses the store it leaves out what a pull under way would explain.
 func (s *Store) Check(ctx context.Context, deep bool) ([]string, error) {
 	s.trash.wait()
 	look := &Store{cfg: s.cfg, images: map[string]*record{}, shown: map[string]*Image{}, tags: map[string]string{}, layers: map[string]layerRecord{}, blobs: map[string]int64{},
@@ -30,15 +29,16 @@ func (s *Store) Check(ctx context.Context, deep bool) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.lock != nil {
-		s.mu.RLock()
-		if len(s.pins) > 0 { // temporary files belong to pulls under way
-			f.problems = slices.DeleteFunc(f.problems, func(p string) bool { return strings.HasPrefix(p, "temporary directory") })
-		}
-		maps.Copy(look.pins, s.pins)
-		s.mu.RUnlock()
+	others := s.lock == nil && s.locked()
+	s.mu.RLock()
+	if len(s.pins) > 0 || others { // temporary files belong to pulls under way
+		f.problems = slices.DeleteFunc(f.problems, func(p string) bool { return strings.HasPrefix(p, "temporary directory") })
 	}
-	look.unexplained(f)
+	maps.Copy(look.pins, s.pins)
+	s.mu.RUnlock()
+	if !others { // which pulls another process has under way only it knows
+		look.unexplained(f)
+	}
 	for id, r := range look.rootfs {
 		for _, d := range []string{"upper", "work"} {
 			if fi, err := os.Lstat(look.path(rootfsDir, id, d)); err != nil || !fi.IsDir() {
@@ -58,6 +58,16 @@ func (s *Store) Check(ctx context.Context, deep bool) ([]string, error) {
 		}
 	}
 	return f.problems, nil
+}
+
+// locked reports whether another process has the store open.
+func (s *Store) locked() bool {
+	f, err := os.Open(s.path(lockFile)) //nolint:forbidigo // our own state directory
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return errors.Is(unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB), unix.EWOULDBLOCK)
 }
 
 func (s *Store) needLayers(f *findings, who string, chains []string) {

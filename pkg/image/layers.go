@@ -21,6 +21,20 @@ import (
 
 func isFull(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
 
+// room refuses to fill the disk to its last byte, which would take every pod of the machine along: an image
+// that claims, or unpacks to, more than there is ends here. need is what is about to be written.
+func (s *Store) room(need int64) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.cfg.Root, &st); err != nil {
+		return fmt.Errorf("image directory: %w", err)
+	}
+	keep := min(uint64(1<<30), st.Blocks*uint64(st.Bsize)/50)
+	if free := st.Bavail * uint64(st.Bsize); free < keep+uint64(need) {
+		return errs.New(errs.Exhausted, "image directory %s: %d bytes are free, %d are needed and %d kept free. Remove images or containers", s.cfg.Root, free, need, keep)
+	}
+	return nil
+}
+
 // layers fetches and unpacks what is missing. Layers go at the same time, lowest first; a layer waits for
 // those below it only where its tar needs them.
 func (p *pull) layers(ctx context.Context) error {
@@ -126,6 +140,9 @@ func (j *layerJob) note() {
 func (j *layerJob) attempt(ctx context.Context, name string) (again bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	if err := j.p.s.room(j.desc.Size); err != nil {
+		return false, err
+	}
 	dir := j.p.tmp("layer-" + name)
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return false, err
@@ -179,7 +196,7 @@ func (j *layerJob) unpack(ctx context.Context, dir string, in *blobInput) (res u
 	if err != nil {
 		return res, err
 	}
-	opts := unpack.Options{Limits: j.p.s.limits, Unprivileged: j.p.s.noroot, Parents: j.parents}
+	opts := unpack.Options{Limits: j.p.s.limits, Unprivileged: j.p.s.noroot, Parents: j.parents, Room: func() error { return j.p.s.room(0) }}
 	res, err = unpack.Layer(ctx, d, io.TeeReader(tarStream, diffID), opts)
 	tarStream.Close() // ends and waits for what reads ahead
 	if err != nil {

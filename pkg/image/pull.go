@@ -91,6 +91,9 @@ func at(name string) error { return fault.At("PullImage/" + name) }
 // text begins with "RegistryUnavailable", which the kubelet looks for.
 func (s *Store) Pull(ctx context.Context, ref string, opts PullOptions) (string, error) {
 	r, err := reference.Parse(ref)
+	if err == nil {
+		err = s.writable()
+	}
 	if err != nil {
 		return "", err
 	}

@@ -31,7 +31,7 @@ func checkName(name string) error {
 // removed. It survives a crash of the process, and calling it again with the same arguments is no error;
 // with others it is errs.Exists. imageID may be whatever Get takes; absent is errs.NotFound.
 func (s *Store) CreateRootfs(ctx context.Context, containerID, imageID string, uid, gid uint32) error {
-	if err := checkName(containerID); err != nil {
+	if err := errors.Join(checkName(containerID), s.writable()); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {
@@ -181,7 +181,7 @@ func lowerDirs(chains []string, least int) []string {
 // them. It returns when the names are gone; the bytes follow. Removing what is not there is no error. The
 // caller has unmounted it.
 func (s *Store) RemoveRootfs(ctx context.Context, containerID string) error {
-	if err := checkName(containerID); err != nil {
+	if err := errors.Join(checkName(containerID), s.writable()); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {

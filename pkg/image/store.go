@@ -137,6 +137,14 @@ func (s *Store) prepare() error {
 	return nil
 }
 
+// writable refuses to alter a store that was opened to look.
+func (s *Store) writable() error {
+	if s.cfg.ReadOnly {
+		return errs.New(errs.Conflict, "image directory %s: it was opened read-only", s.cfg.Root)
+	}
+	return nil
+}
+
 // Close waits for removals under way, drops idle connections and gives the lock back. Pulls under way
 // have to be cancelled by their callers before.
 func (s *Store) Close() error {

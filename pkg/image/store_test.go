@@ -323,6 +323,9 @@ func TestRepairAtOpen(t *testing.T) {
 	if problems, err := ro.Check(ctx, false); err != nil || len(problems) < 7 {
 		t.Errorf("an audit before the repair: %q, %v", problems, err)
 	}
+	if _, err := ro.Pull(ctx, "a", PullOptions{}); !errs.Is(err, errs.Conflict) {
+		t.Errorf("a pull into a store opened to look: %v", err)
+	}
 	s2, err := Open(ctx, s.cfg)
 	if err != nil {
 		t.Fatal(err)

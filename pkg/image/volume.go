@@ -32,7 +32,7 @@ func (s *Store) MountImage(ctx context.Context, owner, imageID, subPath string, 
 }
 
 func (s *Store) mountImage(ctx context.Context, owner, imageID, subPath string, userns *os.File) (*os.File, error) {
-	if err := checkName(owner); err != nil {
+	if err := errors.Join(checkName(owner), s.writable()); err != nil {
 		return nil, err
 	}
 	if err := ctx.Err(); err != nil {
@@ -99,7 +99,7 @@ func (s *Store) hold(owner, imageID string) ([]string, error) {
 // ReleaseImage ends what MountImage holds for owner; the caller has unmounted it. An unknown owner is no
 // error.
 func (s *Store) ReleaseImage(owner string) error {
-	if err := checkName(owner); err != nil {
+	if err := errors.Join(checkName(owner), s.writable()); err != nil {
 		return err
 	}
 	s.change.Lock()
@@ -137,7 +137,7 @@ func (s *Store) Owners() []string {
 // once or not at all. Containers of it go on: their layers stay until they go. A reference that names
 // nothing is no error. Disk space is free soon after.
 func (s *Store) Remove(ctx context.Context, ref string) error {
-	if err := ctx.Err(); err != nil {
+	if err := errors.Join(ctx.Err(), s.writable()); err != nil {
 		return err
 	}
 	s.change.Lock()

@@ -20,6 +20,7 @@ const (
 	maxXattr    = 64 << 10 // per value, XATTR_SIZE_MAX
 	holeBlock   = 4096
 	copyBuffer  = 128 << 10
+	roomEvery   = 16 << 20
 	noID        = math.MaxUint32
 	permissions = 0o7777
 )
@@ -161,6 +162,12 @@ func (u *unpacker) content(fd int, r io.Reader, size int64) (written int64, err 
 		}
 		written += w
 		holes = holes || skipped
+		if u.unasked += w; u.unasked > roomEvery && u.opts.Room != nil {
+			u.unasked = 0
+			if err := u.opts.Room(); err != nil {
+				return written, err
+			}
+		}
 		off += int64(n)
 	}
 	if holes {

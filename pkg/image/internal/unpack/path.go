@@ -77,7 +77,7 @@ func (u *unpacker) info(fd int) (*dirInfo, error) {
 // the layer.
 func (u *unpacker) mkdirAll(dir string, links int) (int, error) {
 	fd, err := openat2(u.root, dir, unix.O_PATH|unix.O_DIRECTORY)
-	if err == nil || !errors.Is(err, unix.ENOENT) {
+	if err == nil || !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR) {
 		return fd, err
 	}
 	up, base := path.Split(dir)
@@ -85,7 +85,7 @@ func (u *unpacker) mkdirAll(dir string, links int) (int, error) {
 		up = "."
 	}
 	if base == "" || base == "." || base == ".." || dir == "." {
-		return -1, unix.ENOENT
+		return -1, err
 	}
 	above, err := u.mkdirAll(up, links)
 	if err != nil {
@@ -104,7 +104,27 @@ func (u *unpacker) mkdirAll(dir string, links int) (int, error) {
 	if !errors.Is(err, unix.ELOOP) && !errors.Is(err, unix.ENOTDIR) {
 		return -1, err
 	}
+	if wh, werr := isWhiteout(above, base); werr == nil && wh { // the lower one is gone, this is another
+		if fd, err = u.overWhiteout(above, base, dir, at.depth+1); err == nil {
+			u.implicit = append(u.implicit, dir)
+		}
+		return fd, err
+	}
 	return u.throughLink(above, at.path, base, links)
+}
+
+// overWhiteout puts a directory where a whiteout was; what lower layers have in it stays hidden.
+func (u *unpacker) overWhiteout(parent int, base, full string, depth int) (int, error) {
+	if err := unix.Unlinkat(parent, base, 0); err != nil {
+		return -1, err
+	}
+	fd, err := u.mkdir(parent, base, full, depth)
+	if err == nil {
+		if err = u.opaque(fd); err != nil {
+			unix.Close(fd)
+		}
+	}
+	return fd, err
 }
 
 // throughLink makes the directory that the dangling link base in the directory above points at.

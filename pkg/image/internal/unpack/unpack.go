@@ -43,6 +43,9 @@ type Options struct {
 	// is asked only when an entry needs them (a hard link to a file of a lower layer, a directory that the
 	// layer does not describe). Nil: there are none. The descriptors stay the callee's.
 	Parents func(context.Context) ([]int, error)
+	// Room is asked now and then whether there is still space to write to; its error ends the unpacking.
+	// Nil: there is.
+	Room func() error
 	// Unprivileged leaves out what only root can do (owners, devices, overlay attributes): tests.
 	Unprivileged bool
 }
@@ -134,6 +137,7 @@ type unpacker struct {
 	result Result
 
 	entries, bytes, xattrs int64
+	unasked                int64 // bytes written since Room was asked
 
 	dirs     map[uint64]*dirInfo // inode of every directory made here
 	implicit []string            // directories that no entry described yet, as cleaned paths

@@ -121,6 +121,7 @@ func TestLayer(t *testing.T) {
 		"fifo":                          {[]it.Entry{it.Special("etc/passwd", tar.TypeFifo, 0, 0)}, []string{"etc/", "etc/passwd p--------- 0"}},
 		"whiteout":                      {[]it.Entry{it.File("d/.wh.f", "")}, []string{"d/", "d/f " + charDev}},
 		"whiteout then file":            {[]it.Entry{it.File(".wh.f", ""), it.File("f", "x")}, []string{"f = x"}},
+		"whiteout then new below":       {[]it.Entry{it.File(".wh.d", ""), it.File("d/f", "x")}, []string{"d/", "d/f = x"}},
 		"file then whiteout":            {[]it.Entry{it.File("f", "x"), it.File(".wh.f", "")}, []string{"f = x"}},
 		"aufs's own":                    {[]it.Entry{it.File(".wh..wh.plnk", ""), it.File(".wh..wh.aufs", "")}, []string{}},
 		"link to itself":                {[]it.Entry{it.File("f", "x"), it.Link("f", "f"), it.Link("./f", "/f")}, []string{"f = x"}},
@@ -379,6 +380,17 @@ func TestParents(t *testing.T) {
 	}
 	if _, _, err = layer(t, Options{Parents: func(context.Context) ([]int, error) { t.Error("asked"); return nil, nil }}, it.Tar(it.Dir(".", 0o755), it.Dir("d", 0o755), it.File("d/f", "x"))); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestRoom(t *testing.T) {
+	full := errs.New(errs.Exhausted, "full")
+	raw := it.Tar(it.File("f", strings.Repeat("x", roomEvery+1)))
+	if _, _, err := layer(t, Options{Room: func() error { return full }}, raw); !errs.Is(err, errs.Exhausted) {
+		t.Errorf("%v", err)
+	}
+	if _, _, err := layer(t, Options{Room: func() error { return nil }}, raw); err != nil {
+		t.Errorf("%v", err)
 	}
 }
 
