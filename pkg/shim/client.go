@@ -296,10 +296,15 @@ func (c *Client) call(ctx context.Context, op wire.Op, in, out wire.Message, fil
 	}
 	if err := c.conn.Send(&wire.Frame{Kind: wire.Request, Op: op, ID: id, Body: wire.Marshal(in), Files: files}, deadline); err != nil {
 		c.forget(id)
-		if errors.Is(err, os.ErrDeadlineExceeded) {
+		c.mu.Lock()
+		broken := c.err
+		c.mu.Unlock()
+		switch {
+		case broken != nil:
+			return nil, broken
+		case errors.Is(err, os.ErrDeadlineExceeded):
 			return nil, errs.New(errs.Timeout, "shim (process %d): it does not take requests", c.Info().Pid)
-		}
-		if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, os.ErrClosed) {
+		case errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNRESET):
 			return nil, c.lost(io.EOF)
 		}
 		return nil, fmt.Errorf("send a request to the shim: %w", err)

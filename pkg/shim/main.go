@@ -46,8 +46,10 @@ func run(args []string) error {
 	if err := harden(); err != nil {
 		return err
 	}
-	if err := base.Enter(shm); err != nil {
-		return fmt.Errorf("make the base mount namespace: %w", err)
+	if shm > 0 {
+		if err := base.MountShm(shm); err != nil {
+			return fmt.Errorf("mount the pod's /dev/shm: %w", err)
+		}
 	}
 	if err := unix.SetNonblock(listenFD, true); err != nil {
 		return fmt.Errorf("descriptor %d is no listening socket: %w", listenFD, err)
@@ -83,8 +85,8 @@ func parse(args []string) (pod string, shm int64, err error) {
 func harden() error {
 	debug.SetGCPercent(10) // Spawn says so by the environment, which programs must not get
 	os.Clearenv()
-	if err := unix.CloseRange(firstFD, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
-		return fmt.Errorf("close_range: %w", err)
+	if err := closeInherited(); err != nil {
+		return err
 	}
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("prctl PR_SET_DUMPABLE: %w", err)
@@ -96,6 +98,33 @@ func harden() error {
 	// Without CAP_SYS_RESOURCE a score can be lowered only to where it once was set with it.
 	if os.WriteFile("/proc/self/oom_score_adj", []byte(adjust), 0) != nil {
 		_ = os.WriteFile("/proc/self/oom_score_adj", []byte("0"), 0)
+	}
+	return nil
+}
+
+// closeInherited closes what the spawner's other descriptors left open across exec. The Go runtime's own,
+// its poller and eventfd, exist by now and are told by their kind.
+func closeInherited() error {
+	dir, err := os.Open("/proc/self/fd")
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		n, err := strconv.Atoi(name)
+		if err != nil || n < firstFD || n == int(dir.Fd()) {
+			continue
+		}
+		if to, err := os.Readlink("/proc/self/fd/" + name); err == nil && !strings.HasPrefix(to, "anon_inode:") {
+			unix.Close(n)
+		}
+	}
+	if err := unix.CloseRange(firstFD, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return fmt.Errorf("close_range: %w", err)
 	}
 	return nil
 }

@@ -21,9 +21,13 @@ import (
 )
 
 // The test binary is three programs: the tests, the shim, and what containers run. The last is told what
-// to do by its argv[0], since a launched program has neither arguments nor environment.
+// to do by its argv[0], since a launched program has neither arguments nor environment. A root test also
+// runs it as a daemon.
 func TestMain(m *testing.M) {
 	switch {
+	case len(os.Args) > 1 && os.Args[1] == "daemon":
+		daemonMain(os.Args[2:])
+		os.Exit(0)
 	case len(os.Args) > 1 && os.Args[1] == "shim":
 		os.Exit(Main(os.Args[2:]))
 	case strings.HasPrefix(os.Args[0], scriptMark):
@@ -31,6 +35,9 @@ func TestMain(m *testing.M) {
 	}
 	testroot.Main(m)
 }
+
+// daemonMain is what the test binary does as a daemon; the root tests set it.
+var daemonMain = func([]string) { os.Exit(2) }
 
 const scriptMark = "script "
 
@@ -82,6 +89,12 @@ func runScript(steps string) {
 		case "tty":
 			openTerminal()
 			continue
+		case "cgroup": // n task files stand first among the descriptors
+			n, _ := strconv.Atoi(arg)
+			for i := range n {
+				moveThread(launch.FirstFD + i)
+			}
+			continue
 		}
 		if !ready {
 			ready = true
@@ -130,6 +143,16 @@ func runStep(name, arg string) {
 		}
 	case "background": // a process that holds stdio for n seconds; its parent goes on
 		respawn("wait-seconds:"+arg, os.Stdout)
+	case "child": // a process that does one step; its parent waits for it and goes on
+		if pid := respawn(arg, os.Stdout); pid > 0 {
+			_, _ = unix.Wait4(pid, nil, 0, nil)
+		}
+	case "flood": // n MiB in lines of 100 bytes
+		line := append(bytes.Repeat([]byte("x"), 99), '\n')
+		buf := bytes.Repeat(line, 655)
+		for left := n << 20; left > 0; left -= len(buf) {
+			os.Stdout.Write(buf)
+		}
 	case "orphans": // n processes whose parent is gone and that end at once
 		for range n {
 			respawn("parent", nil)
@@ -154,6 +177,15 @@ func runStep(name, arg string) {
 	}
 }
 
+// moveThread moves the process, all its threads, into the cgroup of an open v1 tasks file. The programs
+// of containers have one thread and write "0".
+func moveThread(fd int) {
+	threads, _ := os.ReadDir("/proc/self/task")
+	for _, t := range threads {
+		_, _ = unix.Write(fd, []byte(t.Name()))
+	}
+}
+
 // look prints what a program sees of where it is.
 func look(arg string) {
 	switch arg {
@@ -175,16 +207,18 @@ func look(arg string) {
 	}
 }
 
-func respawn(steps string, stdout *os.File) {
+func respawn(steps string, stdout *os.File) (pid int) {
 	files := []uintptr{0, 1, 2}
 	if stdout == nil {
 		null, _ := os.OpenFile("/dev/null", os.O_RDWR, 0)
 		files = []uintptr{null.Fd(), null.Fd(), null.Fd()}
 	}
-	if _, err := syscall.ForkExec("/proc/self/exe", []string{scriptMark + steps}, &syscall.ProcAttr{Files: files}); err != nil {
+	pid, err := syscall.ForkExec("/proc/self/exe", []string{scriptMark + steps}, &syscall.ProcAttr{Files: files})
+	if err != nil {
 		fmt.Println(err)
 		os.Exit(99)
 	}
+	return pid
 }
 
 // openTerminal opens a pty, makes it stdio and hands its master over, as a program with Terminal does.

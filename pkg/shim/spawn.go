@@ -8,12 +8,14 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/cri-server/cri-server/pkg/errs"
 	"github.com/cri-server/cri-server/pkg/fault"
+	"github.com/cri-server/cri-server/pkg/shim/internal/base"
 	"github.com/cri-server/cri-server/pkg/shim/internal/server"
 	"github.com/cri-server/cri-server/pkg/shim/internal/wire"
 	"github.com/cri-server/cri-server/pkg/sys"
@@ -229,31 +231,46 @@ func connected(path string, dir *os.File) (*Client, error) {
 	return newClient(path, sock)
 }
 
+// place is the mount namespace that shims are born in a copy of, made at the first spawn.
+var place = sync.OnceValues(base.New)
+
 // startShim forks the process: in a mount namespace of its own, so that all its threads are there, in a
 // session of its own, in the cgroups given, with no descriptors but its own.
 func startShim(cfg *SpawnConfig, dir *os.File, listener int) (pid, pidfd int, err error) {
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	ns, err := place()
 	if err != nil {
 		return 0, -1, err
 	}
-	defer null.Close()
-	log, err := os.OpenFile(filepath.Join(cfg.Dir, logName), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600) //nolint:forbidigo // our own 0700 state directory
-	if err != nil {
-		return 0, -1, err
+	var files []*os.File
+	defer func() { sys.CloseAll(files) }()
+	for _, f := range []struct {
+		path  string
+		flags int
+	}{
+		{os.DevNull, os.O_RDWR},
+		{filepath.Join(cfg.Dir, logName), os.O_WRONLY | os.O_CREATE | os.O_APPEND},
+		{cfg.Exe, unix.O_PATH},
+	} {
+		f, err := os.OpenFile(f.path, f.flags, 0o600) //nolint:forbidigo // our own 0700 state directory and executable
+		if err != nil {
+			return 0, -1, err
+		}
+		files = append(files, f)
 	}
-	defer log.Close()
+	null, log, exe := files[0], files[1], files[2]
 	pidfd = -1
 	attr := &syscall.ProcAttr{
-		Dir:   cfg.Dir,
+		Dir:   "/",
 		Env:   environment(),
-		Files: []uintptr{null.Fd(), null.Fd(), log.Fd(), uintptr(listener), dir.Fd()},
+		Files: []uintptr{null.Fd(), null.Fd(), log.Fd(), uintptr(listener), dir.Fd(), exe.Fd()},
 		Sys:   &syscall.SysProcAttr{Setsid: true, Cloneflags: unix.CLONE_NEWNS, PidFD: &pidfd},
 	}
 	if cfg.Cgroup != nil {
 		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(cfg.Cgroup.Fd())
 	}
 	args := []string{"cri-runtime", "shim", "--pod=" + cfg.PodID, "--shm=" + strconv.FormatInt(cfg.ShmSize, 10)}
-	pid, err = forkPlaced(cfg.TaskFiles, func() (int, error) { return syscall.ForkExec(cfg.Exe, args, attr) })
+	path := "/proc/self/fd/" + strconv.Itoa(len(attr.Files)-1) // the executable's path means nothing over there
+	pid, err = forkPlaced(ns, cfg.TaskFiles, func() (int, error) { return syscall.ForkExec(path, args, attr) })
 	if err != nil {
 		return 0, -1, fmt.Errorf("start %s: %w", cfg.Exe, err)
 	}
@@ -268,28 +285,32 @@ func startShim(cfg *SpawnConfig, dir *os.File, listener int) (pid, pidfd int, er
 	return pid, pidfd, nil
 }
 
-// environment keeps the Go runtime of the shim small, and hands on a fault that is meant for it.
+// environment keeps the Go runtime of the shim small (without containermaxprocs=0 it opens cgroup files of
+// its own to watch), and hands on a fault that is meant for it.
 func environment() []string {
-	env := []string{"GOGC=10", "GOMAXPROCS=1"}
+	env := []string{"GOGC=10", "GOMAXPROCS=1", "GODEBUG=containermaxprocs=0"}
 	if v := os.Getenv(fault.Env); strings.HasPrefix(v, "shim/") {
 		env = append(env, fault.Env+"="+v)
 	}
 	return env
 }
 
-// forkPlaced runs fork on a thread that has moved itself into the cgroups of the task files, which the
-// child then is born in. A thread that writes "0" moves alone and at once, where moving another process
-// waits for a grace period of milliseconds. The thread is not used again.
-func forkPlaced(tasks []*os.File, fork func() (int, error)) (int, error) {
-	if len(tasks) == 0 {
-		return fork()
-	}
-	pid := 0
-	err := sys.OnThread(func() (err error) {
+// forkPlaced runs fork on a thread that has moved itself into the mount namespace and the cgroups of the
+// task files, where the child then is born. A thread that writes "0" moves alone and at once, where
+// moving another process waits for a grace period of milliseconds. The thread is not used again.
+func forkPlaced(ns *os.File, tasks []*os.File, fork func() (int, error)) (pid int, err error) {
+	err = sys.OnThread(func() error {
 		for _, f := range tasks {
 			if _, err := f.WriteString("0"); err != nil {
 				return fmt.Errorf("enter the shims' cgroup (%s): %w", f.Name(), err)
 			}
+		}
+		err := unix.Unshare(unix.CLONE_FS) // setns wants a root and working directory that nobody shares
+		if err == nil {
+			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS)
+		}
+		if err != nil {
+			return fmt.Errorf("enter the shims' mount namespace: %w", err)
 		}
 		pid, err = fork()
 		return err

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -96,11 +97,22 @@ func (w *oomWatch) run(tell func(kills uint64)) {
 		}); err != nil || gone {
 			return
 		}
-		if k := w.kills(); k > told {
+		if k := w.settled(told); k > told {
 			told = k
 			tell(k)
 		}
 	}
+}
+
+// settled reads the count after an event until it has grown: v1 signals when memory runs out, before it
+// has chosen whom to kill. After a second it was an event of another kind.
+func (w *oomWatch) settled(told uint64) uint64 {
+	k := w.kills()
+	for wait := time.Millisecond; k <= told && wait < time.Second; wait *= 2 {
+		time.Sleep(wait)
+		k = w.kills()
+	}
+	return k
 }
 
 // close ends run. It is idempotent.
