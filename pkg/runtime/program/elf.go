@@ -1,10 +1,10 @@
 package program
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
-	"unsafe"
+
+	"github.com/cri-server/cri-server/pkg/runtime/program/internal/interp"
 )
 
 // Layout of the image. Both segments start where page offset and address agree modulo 64 KiB, the largest
@@ -24,28 +24,6 @@ const (
 // is translated by addr.
 const reportSlot = Slot(1<<32 - 1)
 
-// interp is the interpreter. It is never called: its bytes are copied into images.
-func interp()
-
-// interpAddr returns the address of interp.
-func interpAddr() unsafe.Pointer
-
-// endMark follows the last instruction of interp.
-var endMark = [8]byte{'c', 'r', 'i', '-', 'e', 'n', 'd', '.'}
-
-// maxInterp bounds the search for the mark; the text between codeOff and dataOff holds more.
-const maxInterp = 1024
-
-// code returns the interpreter's bytes, in the running executable's own text.
-func code() ([]byte, error) {
-	text := unsafe.Slice((*byte)(interpAddr()), maxInterp)
-	n := bytes.Index(text, endMark[:])
-	if n < 0 {
-		return nil, errors.New("program: the interpreter has no end mark")
-	}
-	return text[:n], nil
-}
-
 // addr is the address of an offset in the data.
 func (p *Program) addr(off uint64) uint64 {
 	if off == uint64(reportSlot) {
@@ -60,9 +38,9 @@ func (p *Program) Image() ([]byte, error) {
 	if err := p.check(); err != nil {
 		return nil, err
 	}
-	text, err := code()
-	if err != nil {
-		return nil, err
+	text := interp.Code()
+	if text == nil || len(text) > dataOff-codeOff {
+		return nil, errors.New("program: the interpreter has no end mark")
 	}
 	ops := headSize + (len(p.ops)+1)*opSize
 	size := ops + len(p.data)

@@ -7,7 +7,7 @@ TEXT ·interpAddr(SB), NOSPLIT, $0-8
 	RET
 
 // The interpreter. It is the entry point of an image and lives in registers: R20 is the data segment's
-// header, R19 the operation, R21 its flags. Offsets and flag bits are those of elf.go and program.go.
+// header, R19 the operation, R21 its flags. Offsets are the package comment's, flag bits those of package program.
 TEXT ·interp(SB), NOSPLIT|NOFRAME, $0-0
 	MOVZ	$(0x41<<16), R20
 	ADD	$0x1000, R20, R20

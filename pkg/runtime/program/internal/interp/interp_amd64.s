@@ -7,7 +7,7 @@ TEXT ·interpAddr(SB), NOSPLIT, $0-8
 	RET
 
 // The interpreter. It is the entry point of an image and lives in registers: R15 is the data segment's
-// header, R12 the operation, BX its flags. Offsets and flag bits are those of elf.go and program.go.
+// header, R12 the operation, BX its flags. Offsets are the package comment's, flag bits those of package program.
 TEXT ·interp(SB), NOSPLIT|NOFRAME, $0-0
 	MOVQ	$0x411000, R15
 	LEAQ	64(R15), R12
