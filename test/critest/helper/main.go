@@ -35,11 +35,17 @@ func main() {
 	if !ok {
 		run = func() error { return errors.New("no such personality") }
 	}
-	if err := run(); err != nil {
+	err := run()
+	if err != nil && !errors.Is(err, errNothing) {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
+	}
+	if err != nil {
 		os.Exit(1)
 	}
 }
+
+// errNothing ends pgrep as the real one ends that found nothing: without a word.
+var errNothing = errors.New("nothing found")
 
 // becomeMaster executes this program again under the title that a real nginx shows in /proc/1/cmdline; by
 // its real path, so that the command name stays "nginx".
@@ -141,7 +147,7 @@ func pgrep() error {
 	if len(os.Args) != 2 {
 		return errors.New("usage: pgrep WORD")
 	}
-	found := errors.New("nothing found")
+	found := errNothing
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, d := range dirs {
 		comm, err := os.ReadFile(d + "/comm")
