@@ -27,14 +27,45 @@ func main() {
 		os.Exit(2)
 	}
 	var err error
-	if os.Getenv("CRI_DEMO_INSIDE") == "" {
+	switch os.Getenv(stageEnv) {
+	case "":
 		err = outside()
-	} else {
+	case "init":
+		err = initProcess()
+	default:
 		err = inside(os.Args[1])
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "demo failed:", err)
 		os.Exit(1)
+	}
+}
+
+// stageEnv says which of the three processes of the demo this is.
+const stageEnv = "CRI_DEMO_STAGE"
+
+// initProcess is PID 1 of the namespace: it runs the demo as its child and reaps what is orphaned, as an
+// init does.
+func initProcess() error {
+	if err := os.Setenv(stageEnv, "demo"); err != nil {
+		return err
+	}
+	child, err := os.StartProcess("/proc/self/exe", os.Args, &os.ProcAttr{Files: []*os.File{os.Stdin, os.Stdout, os.Stderr}})
+	if err != nil {
+		return err
+	}
+	for {
+		var ws unix.WaitStatus
+		pid, err := unix.Wait4(-1, &ws, 0, nil)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return err
+		case pid == child.Pid && ws.ExitStatus() != 0:
+			os.Exit(1)
+		case pid == child.Pid:
+			return nil
+		}
 	}
 }
 
@@ -45,7 +76,7 @@ func outside() error {
 	}
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.Env = append(os.Environ(), "CRI_DEMO_INSIDE=1")
+	cmd.Env = append(os.Environ(), stageEnv+"=init")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS}
 	return cmd.Run()
 }
@@ -91,7 +122,7 @@ func prepare() error {
 	if err != nil {
 		return fmt.Errorf("set lo up: %w", err)
 	}
-	return unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+	return nil
 }
 
 // survey lists what a leak would add to: mounts, links, cgroups and names in /run/netns.
@@ -135,10 +166,10 @@ func nothingLeft(before map[string]bool, dir string) error {
 			left = append(left, name)
 		}
 	}
-	reap()
+	self := fmt.Sprintf("/proc/%d", os.Getpid())
 	procs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, p := range procs {
-		if cmd, err := os.ReadFile(p + "/comm"); err == nil && p != "/proc/1" {
+		if cmd, err := os.ReadFile(p + "/comm"); err == nil && p != "/proc/1" && p != self {
 			left = append(left, "process "+filepath.Base(p)+" "+strings.TrimSpace(string(cmd)))
 		}
 	}
@@ -150,13 +181,4 @@ func nothingLeft(before map[string]bool, dir string) error {
 	}
 	fmt.Println("nothing is left: no process, mount, link, cgroup, namespace or file")
 	return nil
-}
-
-// reap collects orphans that became our children as PID 1 of the namespace.
-func reap() {
-	for {
-		if pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil); pid <= 0 || err != nil {
-			return
-		}
-	}
 }
