@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/cri-server/cri-server/internal/testroot"
 )
 
 func init() {
@@ -18,7 +20,7 @@ func init() {
 }
 
 // daemon is a daemon that a test kills: it spawns a shim in args[0], starts the script args[1] in a
-// container whose box is args[2], prints a line and stays.
+// container whose box is args[2], prints a line and stays. args[3] is cri-runtime.
 func daemon(args []string) {
 	check := func(err error) {
 		if err != nil {
@@ -35,9 +37,7 @@ func daemon(args []string) {
 		}
 		return
 	}
-	exe, err := os.Executable()
-	check(err)
-	c, err := Spawn(ctx, SpawnConfig{PodID: "p", Exe: exe, Dir: args[0]})
+	c, err := Spawn(ctx, SpawnConfig{PodID: "p", Exe: args[3], Dir: args[0]})
 	check(err)
 	t := &testing.T{}
 	req, files := script(t, args[1])
@@ -58,7 +58,7 @@ func runDaemon(t *testing.T, dir, steps, box string) (kill func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(exe, "daemon", dir, steps, box)
+	cmd := exec.Command(exe, "daemon", dir, steps, box, testroot.Runtime(t))
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

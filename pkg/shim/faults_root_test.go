@@ -3,7 +3,6 @@
 package shim
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -154,25 +153,12 @@ func TestFullDiskDropsAndResumes(t *testing.T) {
 	stdout.Close()
 }
 
-// exePath builds cri-runtime for figures that the test binary would spoil.
-func exePath(b *testing.B) string {
-	b.Helper()
-	exe := os.Getenv("CRI_RUNTIME")
-	if exe == "" {
-		b.Skip("set CRI_RUNTIME to the path of cri-runtime")
-	}
-	if _, err := os.Stat(exe); errors.Is(err, os.ErrNotExist) {
-		b.Fatal(err)
-	}
-	return exe
-}
-
 // BenchmarkSpawn measures Spawn alone, and until the shim has answered.
 func BenchmarkSpawn(b *testing.B) {
 	for _, name := range []string{"returned", "answered"} {
 		b.Run(name, func(b *testing.B) {
 			cfg := spawnConfig(b)
-			cfg.Exe, cfg.ShmSize = exePath(b), 64<<20
+			cfg.ShmSize = 64 << 20
 			ctx := testContext(b)
 			for i := range b.N {
 				b.StopTimer()
@@ -207,7 +193,7 @@ func BenchmarkShimPSS(b *testing.B) {
 	for _, n := range []int{0, 1, 2} {
 		b.Run(fmt.Sprintf("containers=%d", n), func(b *testing.B) {
 			cfg := spawnConfig(b)
-			cfg.Exe, cfg.ShmSize = exePath(b), 64<<20
+			cfg.ShmSize = 64 << 20
 			for range b.N {
 				pssOf(b, cfg, n)
 			}
@@ -264,7 +250,6 @@ func meanPSS(b *testing.B, clients []*Client) float64 {
 // BenchmarkPump measures a container that logs as fast as it goes, through a real shim into tmpfs.
 func BenchmarkPump(b *testing.B) {
 	cfg := spawnConfig(b)
-	cfg.Exe = exePath(b)
 	c := spawn(b, cfg)
 	dir := b.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, ""); err != nil {

@@ -20,16 +20,13 @@ import (
 	"github.com/cri-server/cri-server/pkg/runtime/launch"
 )
 
-// The test binary is three programs: the tests, the shim, and what containers run. The last is told what
-// to do by its argv[0], since a launched program has neither arguments nor environment. A root test also
-// runs it as a daemon.
+// The test binary is also what containers run, told what to do by its argv[0], since a launched program has
+// neither arguments nor environment. Root tests run it as a daemon, too.
 func TestMain(m *testing.M) {
 	switch {
 	case len(os.Args) > 1 && os.Args[1] == "daemon":
 		daemonMain(os.Args[2:])
 		os.Exit(0)
-	case len(os.Args) > 1 && os.Args[1] == "shim":
-		os.Exit(Main(os.Args[2:]))
 	case strings.HasPrefix(os.Args[0], scriptMark):
 		runScript(strings.TrimPrefix(os.Args[0], scriptMark))
 	}

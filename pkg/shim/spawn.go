@@ -272,6 +272,9 @@ func startShim(cfg *SpawnConfig, dir *os.File, listener int) (pid, pidfd int, er
 	path := "/proc/self/fd/" + strconv.Itoa(len(attr.Files)-1) // the executable's path means nothing over there
 	pid, err = forkPlaced(ns, cfg.TaskFiles, func() (int, error) { return syscall.ForkExec(path, args, attr) })
 	if err != nil {
+		if errors.Is(err, os.ErrNotExist) { // the file was opened: what is missing is its interpreter
+			err = fmt.Errorf("%w: it must be linked statically (CGO_ENABLED=0)", err)
+		}
 		return 0, -1, fmt.Errorf("start %s: %w", cfg.Exe, err)
 	}
 	if pidfd < 0 {

@@ -34,14 +34,9 @@ import (
 	"github.com/cri-server/cri-server/pkg/oci"
 	"github.com/cri-server/cri-server/pkg/runtime/cgroup"
 	"github.com/cri-server/cri-server/pkg/sandbox"
-	"github.com/cri-server/cri-server/pkg/shim"
 )
 
-// The test binary is its own cri-runtime: the shims that a test spawns are it.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == "shim" {
-		os.Exit(shim.Main(os.Args[2:]))
-	}
 	if os.Getenv(victimEnv) != "" { // a daemon that is to die, already inside
 		os.Exit(m.Run())
 	}
@@ -96,15 +91,9 @@ func newRig(t testing.TB) *rig {
 func (r *rig) open() {
 	r.t.Helper()
 	group := filepath.Join(testroot.Cgroup(r.t), r.name)
-	exe, err := os.Executable()
-	if e := os.Getenv("CRI_RUNTIME"); e != "" {
-		exe = e // the real one, for figures
-	}
-	if err != nil {
-		r.t.Fatal(err)
-	}
 	root, state := filepath.Join(r.dir, "lib"), filepath.Join(r.dir, "run")
-	if r.m, err = New(Config{Runtime: exe, CgroupRoot: group, Root: root, State: state}); err != nil {
+	var err error
+	if r.m, err = New(Config{Runtime: testroot.Runtime(r.t), CgroupRoot: group, Root: root, State: state}); err != nil {
 		r.t.Fatal(err)
 	}
 	if r.images, err = image.Open(r.ctx, image.Config{Root: root}); err != nil {
