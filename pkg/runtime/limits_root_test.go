@@ -32,7 +32,7 @@ func TestCgroup(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, ns := range []bool{false, true} {
-		s := spec(root, "cat /proc/self/cgroup; ls /sys/fs/cgroup; cat /sys/fs/cgroup/pids/pids.max; grep cgroup /proc/mounts; touch /sys/fs/cgroup/x /sys/fs/cgroup/pids/x 2>/dev/null || echo read-only")
+		s := spec(root, "cat /proc/self/cgroup; ls /sys/fs/cgroup; cat /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/pids.max 2>/dev/null; grep cgroup /proc/mounts; touch /sys/fs/cgroup/x /sys/fs/cgroup/pids/x 2>/dev/null || echo read-only")
 		s.Mounts = append(s.Mounts, specs.Mount{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", "ro"}})
 		if ns {
 			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})

@@ -50,8 +50,10 @@ func (n *namespaces) all() uintptr { return n.create | n.joined }
 // has reports whether the process is in a namespace of that type that is not the launcher's.
 func (n *namespaces) has(flag uintptr) bool { return (n.all()|n.entered)&flag != 0 }
 
-// early: the program makes the PID namespace, which its child enters as the first process.
-func (n *namespaces) early() bool { return n.unshare&unix.CLONE_NEWPID != 0 }
+// early: the program makes the PID or time namespace, and its child, the first process in it, does the rest.
+func (n *namespaces) early() bool {
+	return n.unshare&(unix.CLONE_NEWPID|unix.CLONE_NEWTIME) != 0 && !n.late()
+}
 
 // late: the program joins a PID namespace where others are. Its child enters it when nothing is left to be
 // done that they should not see.
@@ -121,10 +123,10 @@ func (c *compiler) split(ns *namespaces) {
 	if ns.joined&unix.CLONE_NEWUSER != 0 {
 		ns.unshare = ns.create
 	}
-	c.req.Cloneflags = ns.create &^ ns.unshare &^ unix.CLONE_NEWTIME
-	if ns.create&unix.CLONE_NEWTIME != 0 { // not a flag of clone(2): the exec enters it
-		ns.unshare |= unix.CLONE_NEWTIME
+	if ns.create&unix.CLONE_NEWTIME != 0 { // not a flag of clone(2), and entered by children, whom a PID 1 cannot give its own parent
+		ns.unshare |= ns.create & (unix.CLONE_NEWTIME | unix.CLONE_NEWPID)
 	}
+	c.req.Cloneflags = ns.create &^ ns.unshare
 	if ns.create&unix.CLONE_NEWUSER == 0 {
 		return
 	}

@@ -204,6 +204,7 @@ func (c *compiler) container(o *Options, b *build) error {
 		c.hide()
 	}
 	c.joinNamespaces(&b.ns)
+	c.clocks(o.Spec, &b.ns)
 	if !b.ns.early() {
 		return c.contents(o, b)
 	}
@@ -255,7 +256,7 @@ func (c *compiler) begin(tasks []int) {
 	}
 }
 
-// identity names the host and sets the clocks' offsets.
+// identity names the host.
 func (c *compiler) identity(spec *specs.Spec, ns *namespaces) error {
 	if (spec.Hostname != "" || spec.Domainname != "") && !ns.has(unix.CLONE_NEWUTS) {
 		return errs.New(errs.Invalid, "a host name needs a UTS namespace: without one it would be the host's")
@@ -268,8 +269,13 @@ func (c *compiler) identity(spec *specs.Spec, ns *namespaces) error {
 		c.p.Subject("set the domain name to " + spec.Domainname)
 		c.p.Call(unix.SYS_SETDOMAINNAME, c.p.Str(spec.Domainname), num(len(spec.Domainname)))
 	}
+	return nil
+}
+
+// clocks sets the offsets of a new time namespace, which nobody is in yet.
+func (c *compiler) clocks(spec *specs.Spec, ns *namespaces) {
 	if ns.create&unix.CLONE_NEWTIME == 0 {
-		return nil
+		return
 	}
 	clocks := make([]string, 0, len(spec.Linux.TimeOffsets))
 	for clock := range spec.Linux.TimeOffsets {
@@ -280,7 +286,6 @@ func (c *compiler) identity(spec *specs.Spec, ns *namespaces) error {
 		off := spec.Linux.TimeOffsets[clock]
 		c.writeProc("set the offset of clock "+clock, "self/timens_offsets", fmt.Sprintf("%s %d %d", clock, off.Secs, off.Nanosecs))
 	}
-	return nil
 }
 
 // writeProc adds the write of a file below our own procfs.
