@@ -36,7 +36,7 @@ const (
 
 func kindOf(set string) Kind {
 	switch {
-	case isSubnetSet(set):
+	case strings.HasPrefix(set, masqPrefix):
 		return Masquerade
 	case set == spoofIfs || set == spoofOK:
 		return Spoof
@@ -95,9 +95,15 @@ func Hairpin(from, pod netip.Addr) Element {
 	return Element{set: set, key: string(from.AsSlice()) + string(pod.AsSlice()), text: fmt.Sprintf("masquerade %s to %s", from, pod)}
 }
 
+// Mapped masquerades what others of the pod's network send to the pod through a host port. The pod would
+// answer them directly, past the host, and they do not know it by its own address.
+func Mapped(pod netip.Prefix) Element {
+	return Element{set: subnetSet(mappedPrefix, pod.Masked()), key: string(pod.Addr().AsSlice()), text: fmt.Sprintf("masquerade host ports of %s for %s", pod.Addr(), pod.Masked())}
+}
+
 // Masq masquerades what the address of the prefix sends outside of the prefix's network.
 func Masq(pod netip.Prefix) Element {
-	return Element{set: subnetSet(pod.Masked()), key: string(pod.Addr().AsSlice()), text: fmt.Sprintf("masquerade %s outside of %s", pod.Addr(), pod.Masked())}
+	return Element{set: subnetSet(masqPrefix, pod.Masked()), key: string(pod.Addr().AsSlice()), text: fmt.Sprintf("masquerade %s outside of %s", pod.Addr(), pod.Masked())}
 }
 
 // Localnet keeps what arrives on the interface away from 127.0.0.0/8: the price of route_localnet.
@@ -134,15 +140,24 @@ func ifkey(name string) string {
 	return name + strings.Repeat("\x00", 16-len(name))
 }
 
-func subnetSet(p netip.Prefix) string {
-	return fmt.Sprintf("masq_%s_%d", hex.EncodeToString(p.Addr().AsSlice()), p.Bits())
+// The sets that there is one of for every subnet, with a rule each, and the chain of their rules.
+const (
+	masqPrefix, masqChain     = "masq_", "masquerade"
+	mappedPrefix, mappedChain = "mapped_", "mapped"
+)
+
+func subnetSet(prefix string, p netip.Prefix) string {
+	return fmt.Sprintf("%s%s_%d", prefix, hex.EncodeToString(p.Addr().AsSlice()), p.Bits())
 }
 
-func isSubnetSet(name string) bool { return strings.HasPrefix(name, "masq_") }
+func isSubnetSet(name string) bool {
+	return strings.HasPrefix(name, masqPrefix) || strings.HasPrefix(name, mappedPrefix)
+}
 
 // parseSubnetSet is the inverse of subnetSet.
 func parseSubnetSet(name string) (netip.Prefix, error) {
-	h, bits, ok := strings.Cut(strings.TrimPrefix(name, "masq_"), "_")
+	rest := strings.TrimPrefix(strings.TrimPrefix(name, masqPrefix), mappedPrefix)
+	h, bits, ok := strings.Cut(rest, "_")
 	raw, err := hex.DecodeString(h)
 	n, err2 := strconv.Atoi(bits)
 	addr, ok2 := netip.AddrFromSlice(raw)
@@ -215,8 +230,14 @@ func describe(set, key, val string) string {
 	case (set == hairpin4 || set == hairpin6) && len(key) == 2*addrLen:
 		return Hairpin(addr(key[:addrLen]), addr(key[addrLen:])).text
 	case isSubnetSet(set):
-		if p, err := parseSubnetSet(set); err == nil {
-			return fmt.Sprintf("masquerade %s outside of %s", addr(key), p)
+		p, err := parseSubnetSet(set)
+		pod := netip.PrefixFrom(addr(key), p.Bits())
+		switch {
+		case err != nil || !pod.IsValid():
+		case strings.HasPrefix(set, mappedPrefix):
+			return Mapped(pod).text
+		default:
+			return Masq(pod).text
 		}
 	case set == localnet:
 		return Localnet(strings.TrimRight(key, "\x00")).text

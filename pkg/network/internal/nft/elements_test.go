@@ -36,6 +36,8 @@ func TestDescribe(t *testing.T) {
 		{Hairpin(a("fd00::2"), a("fd00::2")), "masquerade fd00::2 to fd00::2"},
 		{Masq(netip.MustParsePrefix("10.0.0.2/24")), "masquerade 10.0.0.2 outside of 10.0.0.0/24"},
 		{Masq(netip.MustParsePrefix("fd00::2/64")), "masquerade fd00::2 outside of fd00::/64"},
+		{Mapped(netip.MustParsePrefix("10.0.0.2/24")), "masquerade host ports of 10.0.0.2 for 10.0.0.0/24"},
+		{Mapped(netip.MustParsePrefix("fd00::2/64")), "masquerade host ports of fd00::2 for fd00::/64"},
 		{Localnet("cni0"), "no 127.0.0.0/8 from cni0"},
 	} {
 		if c.e.String() != c.text {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -159,7 +160,8 @@ func (t *Table) queueBase() error {
 		return ch
 	}
 	hostports := chain("hostports", "", nil, 0)
-	masq := chain("masquerade", "", nil, 0)
+	masq := chain(masqChain, "", nil, 0)
+	mapped := chain(mappedChain, "", nil, 0)
 	guard := chain("guard", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, -300)
 	pre := chain("prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, -100)
 	out := chain("output", nftables.ChainTypeNAT, nftables.ChainHookOutput, -100)
@@ -180,6 +182,7 @@ func (t *Table) queueBase() error {
 	rule(hostports, family(unix.NFPROTO_IPV6), dnat(ports6, unix.NFPROTO_IPV6, false))
 	rule(post, family(unix.NFPROTO_IPV4), pair(hairpin4, 12, 4), []expr.Any{&expr.Masq{}})
 	rule(post, family(unix.NFPROTO_IPV6), pair(hairpin6, 8, 16), []expr.Any{&expr.Masq{}})
+	rule(post, verdict(expr.VerdictJump, mapped.Name))
 	rule(post, family(unix.NFPROTO_IPV4), in("224.0.0.0/4", destination), verdict(expr.VerdictReturn, ""))
 	rule(post, family(unix.NFPROTO_IPV6), in("ff00::/8", destination), verdict(expr.VerdictReturn, ""))
 	rule(post, verdict(expr.VerdictGoto, masq.Name))
@@ -191,7 +194,8 @@ func (t *Table) queueBase() error {
 	return nil
 }
 
-// queueSubnet makes the set of the masqueraded addresses of one subnet and the rule that reads it.
+// queueSubnet makes the set of addresses of one subnet and the rule that reads it: what they send outside
+// of it is masqueraded, or what they are sent from inside through a host port.
 func (t *Table) queueSubnet(name string) error {
 	set, p, err := newSubnetSet(t.inet, name, 100)
 	if err != nil {
@@ -200,16 +204,22 @@ func (t *Table) queueSubnet(name string) error {
 	if err := t.conn.AddSet(set, nil); err != nil {
 		return err
 	}
-	off, n, fam := uint32(12), uint32(4), byte(unix.NFPROTO_IPV4)
+	fam := byte(unix.NFPROTO_IPV4)
 	if p.Addr().Is6() {
-		off, n, fam = 8, 16, unix.NFPROTO_IPV6
+		fam = unix.NFPROTO_IPV6
 	}
-	exprs := family(fam)
-	exprs = append(exprs, &expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseNetworkHeader, Offset: off, Len: n},
-		&expr.Lookup{SourceRegister: reg1, SetName: name})
-	exprs = append(exprs, prefix(p, destination, expr.CmpOpNeq)...)
+	exprs, chain := family(fam), masqChain
+	if strings.HasPrefix(name, mappedPrefix) {
+		chain = mappedChain
+		exprs = append(exprs, prefix(p, source, expr.CmpOpEq)...)
+		exprs = append(exprs, address(p, destination), &expr.Lookup{SourceRegister: reg1, SetName: name})
+		exprs = append(exprs, translated()...)
+	} else {
+		exprs = append(exprs, address(p, source), &expr.Lookup{SourceRegister: reg1, SetName: name})
+		exprs = append(exprs, prefix(p, destination, expr.CmpOpNeq)...)
+	}
 	exprs = append(exprs, &expr.Masq{})
-	t.conn.AddRule(&nftables.Rule{Table: t.inet, Chain: &nftables.Chain{Table: t.inet, Name: "masquerade"}, Exprs: exprs})
+	t.conn.AddRule(&nftables.Rule{Table: t.inet, Chain: &nftables.Chain{Table: t.inet, Name: chain}, Exprs: exprs})
 	return nil
 }
 
@@ -296,7 +306,10 @@ func (t *Table) queueElements(owner string, elems []Element, add bool) error {
 
 type side bool
 
-const destination side = true
+const (
+	source      side = false
+	destination side = true
+)
 
 func family(f byte) []expr.Any {
 	return []expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: reg1}, &expr.Cmp{Op: expr.CmpOpEq, Register: reg1, Data: []byte{f}}}
@@ -304,8 +317,8 @@ func family(f byte) []expr.Any {
 
 func in(cidr string, s side) []expr.Any { return prefix(netip.MustParsePrefix(cidr), s, expr.CmpOpEq) }
 
-// prefix compares the source or destination address with a network.
-func prefix(p netip.Prefix, s side, op expr.CmpOp) []expr.Any {
+// address loads the packet's source or destination address, of the family of p.
+func address(p netip.Prefix, s side) *expr.Payload {
 	off, n := uint32(12), uint32(4)
 	if p.Addr().Is6() {
 		off, n = 8, 16
@@ -313,14 +326,30 @@ func prefix(p netip.Prefix, s side, op expr.CmpOp) []expr.Any {
 	if s == destination {
 		off += n
 	}
-	mask := make([]byte, n)
+	return &expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseNetworkHeader, Offset: off, Len: n}
+}
+
+// prefix compares the source or destination address with a network.
+func prefix(p netip.Prefix, s side, op expr.CmpOp) []expr.Any {
+	load := address(p, s)
+	mask := make([]byte, load.Len)
 	for i := range p.Bits() {
 		mask[i/8] |= 0x80 >> (i % 8)
 	}
 	return []expr.Any{
-		&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseNetworkHeader, Offset: off, Len: n},
-		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: n, Mask: mask, Xor: make([]byte, n)},
+		load,
+		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: load.Len, Mask: mask, Xor: make([]byte, load.Len)},
 		&expr.Cmp{Op: op, Register: reg1, Data: p.Masked().Addr().AsSlice()},
+	}
+}
+
+// translated matches connections whose destination was changed: those through a host port.
+func translated() []expr.Any {
+	const ipsDstNAT = 1 << 5 // IPS_DST_NAT of linux/netfilter/nf_conntrack_common.h
+	return []expr.Any{
+		&expr.Ct{Key: expr.CtKeySTATUS, Register: reg1},
+		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(ipsDstNAT), Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg1, Data: make([]byte, 4)},
 	}
 }
 

@@ -78,30 +78,31 @@ func (c *portmapConf) validate() error {
 }
 
 // podAddrs returns the pod's first address of each family, on the pod's interface or on none in particular.
-func podAddrs(res *current.Result, ifname string) (v4, v6 netip.Addr) {
+func podAddrs(res *current.Result, ifname string) (v4, v6 netip.Prefix) {
 	for _, ipc := range res.IPs {
 		if i := ipc.Interface; i != nil && *i >= 0 && *i < len(res.Interfaces) {
 			if f := res.Interfaces[*i]; f.Name != ifname || f.Sandbox == "" {
 				continue
 			}
 		}
-		a, ok := netip.AddrFromSlice(ipc.Address.IP)
-		switch a = a.Unmap(); {
-		case !ok:
-		case a.Is4() && !v4.IsValid():
-			v4 = a
-		case a.Is6() && !v6.IsValid():
-			v6 = a
+		p, err := prefixOf(&ipc.Address)
+		switch {
+		case err != nil:
+		case p.Addr().Is4() && !v4.IsValid():
+			v4 = p
+		case p.Addr().Is6() && !v6.IsValid():
+			v6 = p
 		}
 	}
 	return v4, v6
 }
 
 // elements are the packet rules of the mappings for one address of the pod.
-func (c *portmapConf) elements(pod netip.Addr) ([]nft.Element, error) {
-	if !pod.IsValid() {
+func (c *portmapConf) elements(p netip.Prefix) ([]nft.Element, error) {
+	if !p.IsValid() {
 		return nil, nil
 	}
+	pod := p.Addr()
 	var all []nft.Element
 	for _, m := range c.RuntimeConfig.PortMaps {
 		var host netip.Addr
@@ -121,7 +122,7 @@ func (c *portmapConf) elements(pod netip.Addr) ([]nft.Element, error) {
 		all = append(all, e)
 	}
 	if c.SNAT == nil || *c.SNAT {
-		all = append(all, nft.Hairpin(pod, pod))
+		all = append(all, nft.Hairpin(pod, pod), nft.Mapped(p))
 		if pod.Is4() {
 			all = append(all, nft.Hairpin(netip.AddrFrom4([4]byte{127, 0, 0, 1}), pod))
 		}
@@ -157,7 +158,7 @@ func (p portmap) add(_ context.Context, c *Call) (types.Result, error) {
 		return nil, err
 	}
 	if v4.IsValid() && (conf.SNAT == nil || *conf.SNAT) {
-		if err := p.routeLocalnet(v4); err != nil {
+		if err := p.routeLocalnet(v4.Addr()); err != nil {
 			return nil, err
 		}
 	}
@@ -194,7 +195,7 @@ func (p portmap) routeLocalnet(pod netip.Addr) error {
 
 // flushUDP forgets connections to the host ports that were tracked before the rules were there: their
 // packets would go on past the pod. Best effort, as in the reference plugin.
-func (p portmap) flushUDP(conf *portmapConf, v4, v6 netip.Addr) {
+func (p portmap) flushUDP(conf *portmapConf, v4, v6 netip.Prefix) {
 	for _, m := range conf.RuntimeConfig.PortMaps {
 		if !strings.EqualFold(m.Protocol, "udp") {
 			continue
@@ -234,7 +235,7 @@ func (p portmap) check(_ context.Context, c *Call) error {
 		return nil
 	}
 	v4, v6 := podAddrs(prev, c.IfName)
-	for _, a := range []netip.Addr{v4, v6} {
+	for _, a := range []netip.Prefix{v4, v6} {
 		elems, err := conf.elements(a)
 		if err != nil {
 			return err
