@@ -142,10 +142,13 @@ func (m *machine) exit(id string, code int32, oom bool) {
 }
 
 func (m *machine) killShim(podID string) {
-	s := m.shimOf(podID)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	s.die()
+	for _, s := range m.shims {
+		if s.id == podID {
+			s.die()
+		}
+	}
 }
 
 func (m *machine) running(id string) bool {

@@ -288,8 +288,36 @@ func (m *Manager) onEvent(podID string, lp *livePod, ev ShimEvent) {
 	}
 }
 
-// commitExit records the end of a container, once. reason "" is derived from the exit.
+// commitExit records the end of a container, once. reason "" is derived from the exit. A record that cannot be
+// written now (a full disk) is written later: nobody else will tell of this exit before the next start.
 func (m *Manager) commitExit(id string, e Exit, reason, message string) {
+	err := m.recordExit(id, e, reason, message)
+	if err == nil || errs.Is(err, errs.NotFound) || m.ctx.Err() != nil {
+		m.exitRecorded(id)
+		return
+	}
+	m.logger(m.ctx).Error(err, "Could not record the exit of a container yet", "container", id)
+	m.goDo(func() {
+		for wait := time.Second / 4; ; wait = min(2*wait, 10*time.Second) {
+			select {
+			case <-time.After(wait):
+			case <-m.ctx.Done():
+				return
+			}
+			if err := m.recordExit(id, e, reason, message); err == nil || errs.Is(err, errs.NotFound) {
+				m.exitRecorded(id)
+				return
+			}
+		}
+	})
+}
+
+func (m *Manager) exitRecorded(id string) {
+	m.live.container(id).committed()
+	m.goDo(func() { m.afterExit(id) })
+}
+
+func (m *Manager) recordExit(id string, e Exit, reason, message string) error {
 	_, err := m.updateContainer(id, func(r *containerRecord) bool {
 		if !r.running() {
 			return false
@@ -310,11 +338,7 @@ func (m *Manager) commitExit(id string, e Exit, reason, message string) {
 		}
 		return true
 	}, EventStopped)
-	if err != nil && !errs.Is(err, errs.NotFound) && m.ctx.Err() == nil {
-		m.logger(m.ctx).Error(err, "Recorded no exit of a container", "container", id)
-	}
-	m.live.container(id).committed()
-	m.goDo(func() { m.afterExit(id) })
+	return err
 }
 
 // afterExit ends what a container's first process left behind and lets the shim forget it. What fails here is done

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -221,6 +222,29 @@ func TestStopKillsAfterGrace(t *testing.T) {
 	if c := w.container(id); c.ExitCode != 137 {
 		t.Fatalf("container %+v", c)
 	}
+}
+
+// TestExitOutlivesAFullDisk makes the record unwritable for a while.
+func TestExitOutlivesAFullDisk(t *testing.T) {
+	w := newWorld(t)
+	pod := w.runPod("a")
+	id := w.create(pod, "c")
+	w.start(id)
+	dir := w.mgr.dirs.containers(pod)
+	if err := os.Rename(dir, dir+"-away"); err != nil {
+		t.Fatal(err)
+	}
+	w.m.exit(id, 6, false)
+	for w.m.running(id) {
+		time.Sleep(time.Millisecond)
+	}
+	if err := os.Rename(dir+"-away", dir); err != nil {
+		t.Fatal(err)
+	}
+	if c := w.awaitState(id, Exited); c.ExitCode != 6 {
+		t.Errorf("container %+v", c)
+	}
+	w.clean()
 }
 
 func TestOOMIsTheReason(t *testing.T) {
