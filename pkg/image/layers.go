@@ -151,7 +151,7 @@ func (j *layerJob) attempt(ctx context.Context, name string) (again bool, err er
 	if err != nil {
 		return false, err
 	}
-	defer in.close()
+	defer func() { _ = in.close() }()
 	res, err := j.unpack(ctx, dir, in)
 	if err != nil {
 		return in.retry(err), err

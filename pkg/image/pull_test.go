@@ -7,6 +7,8 @@ import (
 	"slices"
 	"testing"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
 	"github.com/cri-server/cri-server/pkg/errs"
 	it "github.com/cri-server/cri-server/pkg/image/internal/imagetest"
 )
@@ -119,4 +121,48 @@ func TestReopen(t *testing.T) {
 		t.Errorf("after reopening: %v, %v", img, err)
 	}
 	clean(t, s2)
+}
+
+// TestSameLayerTwice: docker's empty layer, and any other one, may come more than once.
+func TestSameLayerTwice(t *testing.T) {
+	r, s := it.NewRegistry(t), newStore(t, nil)
+	nothing := it.Layer{Tar: make([]byte, 1024), Pack: "gzip"}
+	base := it.Layer{Tar: baseTar, Pack: "gzip"}
+	r.Push("a", "v1", it.Image{Layers: []it.Layer{nothing, base, nothing, base, nothing}})
+	id := mustPull(t, s, r.Host()+"/a:v1")
+	if img, err := s.Get(id); err != nil || len(img.Layers) != 5 {
+		t.Errorf("%+v, %v", img, err)
+	}
+	if n := r.Count("/blobs/"); n != 3 {
+		t.Errorf("%d blobs were fetched, want the config and two layers", n)
+	}
+	clean(t, s)
+}
+
+// TestDockerSchema2 pulls by docker's media types, and by a type that does not fit the bytes.
+func TestDockerSchema2(t *testing.T) {
+	for _, pack := range []string{"", "gzip", "zstd"} {
+		r, s := it.NewRegistry(t), newStore(t, nil)
+		r.Push("a", "v1", it.Image{Layers: []it.Layer{{Tar: baseTar, Pack: pack}}, Edit: func(m *ocispec.Manifest, _ *ocispec.Image) {
+			m.MediaType = "application/vnd.docker.distribution.manifest.v2+json"
+			m.Layers[0].MediaType = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+		}})
+		mustPull(t, s, r.Host()+"/a:v1")
+		clean(t, s)
+	}
+}
+
+// TestHardLinkBelow: a layer may link to a file that only a lower one has.
+func TestHardLinkBelow(t *testing.T) {
+	r, s := it.NewRegistry(t), newStore(t, nil)
+	r.Push("a", "v1", it.Image{Layers: []it.Layer{{Tar: baseTar}, {Tar: it.Tar(it.Link("bin/bash", "bin/sh"))}}})
+	id := mustPull(t, s, r.Host()+"/a:v1")
+	img, err := s.Get(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(s.path(lowerDir(img.Layers[1]), "bin/bash")); err != nil || string(b) != "#!" {
+		t.Errorf("%q, %v", b, err)
+	}
+	clean(t, s)
 }

@@ -22,7 +22,7 @@ import (
 // Epoch is the time of entries that name none.
 var Epoch = time.Unix(1700000000, 0)
 
-// File, Dir and the others make tar entries.
+// File is a regular file.
 func File(name, content string) Entry {
 	return Entry{tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: int64(len(content)), ModTime: Epoch}, content}
 }

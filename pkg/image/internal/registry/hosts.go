@@ -123,21 +123,21 @@ func parseHosts(data []byte, dir, domain string) ([]Host, error) {
 		return nil, err
 	}
 	var hosts []Host
+	last := defaultHost(domain)
 	for _, name := range hostOrder(data, f.Host) {
 		h, err := parseHost(name, dir, f.Host[name])
 		if err != nil {
 			return nil, fmt.Errorf("host %q: %w", withoutSecret(name), err)
 		}
-		h.Upstream = false
+		h.Upstream = sameHost(h, last)
 		hosts = append(hosts, h)
 	}
-	last := defaultHost(domain)
 	if f.Server != "" {
 		h, err := parseHost(f.Server, dir, f.hostTable)
 		if err != nil {
 			return nil, fmt.Errorf("server %q: %w", withoutSecret(f.Server), err)
 		}
-		h.Upstream = h.Base.Host == last.Base.Host
+		h.Upstream = sameHost(h, last)
 		return append(hosts, h), nil
 	}
 	h, err := parseHost(last.Base.Scheme+"://"+last.Base.Host, dir, f.hostTable)
@@ -146,6 +146,21 @@ func parseHosts(data []byte, dir, domain string) ([]Host, error) {
 	}
 	h.Upstream, h.EitherHTTP = true, last.EitherHTTP
 	return append(hosts, h), nil
+}
+
+// sameHost reports whether a configured host is the registry itself: what is for the registry, credentials
+// first of all, is then for it too.
+func sameHost(h, registry Host) bool {
+	port := func(u url.URL) string {
+		if p := u.Port(); p != "" {
+			return p
+		}
+		return map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	}
+	if !strings.EqualFold(h.Base.Hostname(), registry.Base.Hostname()) {
+		return false
+	}
+	return registry.Base.Port() == "" && h.Base.Port() == "" || port(h.Base) == port(registry.Base)
 }
 
 // hostOrder lists the keys of the host tables as the file has them, which a decoded map does not tell.
@@ -199,6 +214,9 @@ func parseHost(server, dir string, t hostTable) (Host, error) {
 		return Host{}, errors.New("want http[s]://host[:port][/path] and nothing else")
 	}
 	h := Host{Base: url.URL{Scheme: u.Scheme, Host: u.Host}}
+	if u.Host == dockerDomain || u.Host == "index."+dockerDomain { // people write the name; the registry has another
+		h.Base.Host = dockerRegistry
+	}
 	if h.Base.Path = strings.TrimSuffix(path.Clean("/"+u.Path), "/"); !t.OverridePath && !strings.HasSuffix(h.Base.Path, "/v2") {
 		h.Base.Path += "/v2"
 	}

@@ -71,6 +71,11 @@ func TestLookup(t *testing.T) {
 			[]string{"https://mirror.example/v2" + all}},
 		"server is the registry": {"docker.io", map[string]string{"docker.io/hosts.toml": `server = "https://registry-1.docker.io"`},
 			[]string{"https://registry-1.docker.io/v2" + all + " upstream"}},
+		"the registry as a host": {"x.y:5000", map[string]string{"x.y:5000/hosts.toml": "server = \"https://x.y:5000\"\n[host.\"http://x.y:5000\"]\n[host.\"http://x.y\"]"},
+			[]string{"http://x.y:5000/v2" + all + " upstream", "http://x.y/v2" + all, "https://x.y:5000/v2" + all + " upstream"}},
+		"the registry with its port": {"x.y", map[string]string{"x.y/hosts.toml": "server = \"https://x.y:443\"\n[host.\"http://x.y\"]\n[host.\"https://x.y:444\"]"},
+			[]string{"http://x.y/v2" + all + " upstream", "https://x.y:444/v2" + all, "https://x.y:443/v2" + all + " upstream"}},
+		"docker.io by its name": {"docker.io", map[string]string{"docker.io/hosts.toml": `server = "https://docker.io"`}, []string{"https://registry-1.docker.io/v2" + all + " upstream"}},
 		"hosts in the file's order": {"a.b", map[string]string{"a.b/hosts.toml": `
 [host."https://z.example"]
   capabilities = ["pull"]

@@ -152,7 +152,10 @@ func TestErrorsHaveKinds(t *testing.T) {
 			w.Header().Set("Docker-Content-Digest", "md5:../x")
 			return false
 		}, errs.Invalid, ""},
-		"redirect loop": {func(w http.ResponseWriter, r *http.Request) bool { http.Redirect(w, r, r.URL.Path, 307); return true }, errs.Invalid, ""},
+		"redirect loop": {func(w http.ResponseWriter, r *http.Request) bool {
+			http.Redirect(w, r, r.URL.Path, http.StatusTemporaryRedirect)
+			return true
+		}, errs.Invalid, ""},
 		"basic, but no credentials": {func(w http.ResponseWriter, _ *http.Request) bool {
 			w.Header().Set("Www-Authenticate", `Basic realm="x"`)
 			w.WriteHeader(401)

@@ -50,8 +50,7 @@ func cutting(s **server, piece int, ranged bool) func(http.ResponseWriter, *http
 }
 
 func TestStreamResumes(t *testing.T) {
-	var s *server
-	s = newServer(t, false, nil)
+	s := newServer(t, false, nil)
 	s.do = cutting(&s, 100<<10, true)
 	b, err := readAll(open(t, Options{Hosts: []Host{s.host(t, true)}}), s.blob)
 	if err != nil || !bytes.Equal(b, s.blob) {
@@ -64,8 +63,7 @@ func TestStreamResumes(t *testing.T) {
 }
 
 func TestStreamGivesUp(t *testing.T) {
-	var s *server
-	s = newServer(t, false, nil)
+	s := newServer(t, false, nil)
 	s.do = cutting(&s, 1, true)
 	_, err := readAll(open(t, Options{Hosts: []Host{s.host(t, true)}}), s.blob)
 	if err == nil || !strings.HasPrefix(err.Error(), Unavailable) {
@@ -78,8 +76,7 @@ func TestStreamGivesUp(t *testing.T) {
 
 // TestStreamChangesHost goes on at the second host where the first one broke off, which does no ranges.
 func TestStreamChangesHost(t *testing.T) {
-	var a *server
-	a = newServer(t, false, nil)
+	a := newServer(t, false, nil)
 	a.do = cutting(&a, 50<<10, true)
 	b := newServer(t, false, func(w http.ResponseWriter, r *http.Request) bool { r.Header.Del("Range"); return false })
 	b.blob = a.blob

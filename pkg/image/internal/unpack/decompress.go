@@ -3,6 +3,7 @@ package unpack
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"io"
 	"sync"
 
@@ -79,7 +80,7 @@ type packed struct {
 
 func (p *packed) Read(b []byte) (int, error) {
 	n, err := p.ReadCloser.Read(b)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		err = p.src.blame(p.format, err)
 	}
 	return n, err

@@ -99,7 +99,7 @@ func drain(r io.Reader) error {
 	if err == nil || n == maxTrailer {
 		return errs.New(errs.Invalid, "layer: more than %d bytes follow the end of the archive", maxTrailer)
 	}
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return nil
 	}
 	return err
