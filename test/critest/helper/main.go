@@ -153,8 +153,11 @@ func pgrep() error {
 		comm, err := os.ReadFile(d + "/comm")
 		if err == nil && filepath.Base(d) != strconv.Itoa(os.Getpid()) && strings.Contains(string(comm), os.Args[1]) {
 			fmt.Println(filepath.Base(d))
-			found = nil
+			found = true
 		}
 	}
-	return found
+	if !found {
+		os.Exit(1) // silently, as the real one
+	}
+	return nil
 }
