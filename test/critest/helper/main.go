@@ -147,7 +147,7 @@ func pgrep() error {
 	if len(os.Args) != 2 {
 		return errors.New("usage: pgrep WORD")
 	}
-	found := errNothing
+	found := false
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, d := range dirs {
 		comm, err := os.ReadFile(d + "/comm")
