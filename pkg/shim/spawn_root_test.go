@@ -5,6 +5,7 @@ package shim
 import (
 	"bytes"
 	"context"
+	"debug/elf"
 	"errors"
 	"fmt"
 	"io"
@@ -27,6 +28,14 @@ import (
 
 func spawnConfig(t testing.TB) SpawnConfig {
 	t.Helper()
+	self, err := elf.Open("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer self.Close()
+	if libs, err := self.ImportedLibraries(); err != nil || len(libs) > 0 {
+		testroot.Skip(t, "the test binary is what containers run and is linked to libraries, which they do not have: set CGO_ENABLED=0")
+	}
 	return SpawnConfig{PodID: "test", Exe: testroot.Runtime(t), Dir: t.TempDir()}
 }
 
