@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -153,6 +154,36 @@ func TestFullDiskDropsAndResumes(t *testing.T) {
 	stdout.Close()
 }
 
+// BenchmarkExecFlood runs 200 execs at a time and reports what is left of them in the shim.
+func BenchmarkExecFlood(b *testing.B) {
+	c := spawn(b, spawnConfig(b))
+	ctx := testContext(b)
+	start(b, c, "c1", "wait")
+	req, files := script(b, "exit:0")
+	for i := range b.N {
+		var wg sync.WaitGroup
+		for k := range 200 {
+			wg.Go(func() {
+				e, err := c.Exec(ctx, ExecRequest{ID: fmt.Sprintf("e%d-%d", i, k), ContainerID: "c1", Launch: req, Files: files})
+				if err == nil {
+					_, err = e.Wait(ctx)
+				}
+				if err != nil {
+					b.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	time.Sleep(3 * time.Second)
+	pid := c.Info().Pid
+	threads, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	fds, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	b.ReportMetric(float64(len(threads)), "threads")
+	b.ReportMetric(float64(len(fds)), "fds")
+	b.ReportMetric(meanPSS(b, []*Client{c}, "Pss_Anon"), "MB-anon")
+}
+
 // BenchmarkSpawn measures Spawn alone, and until the shim has answered.
 func BenchmarkSpawn(b *testing.B) {
 	for _, name := range []string{"returned", "answered"} {
@@ -219,7 +250,7 @@ func pssOf(b *testing.B, cfg SpawnConfig, containers int) {
 		}
 	}
 	time.Sleep(3 * time.Second) // the quiet after which memory is given back
-	b.ReportMetric(meanPSS(b, clients), "MB")
+	b.ReportMetric(meanPSS(b, clients, "Pss"), "MB")
 	for i, c := range clients[:4] {
 		for k := range 20 {
 			id := fmt.Sprintf("w%d-%d", i, k)
@@ -231,15 +262,15 @@ func pssOf(b *testing.B, cfg SpawnConfig, containers int) {
 		}
 	}
 	time.Sleep(3 * time.Second)
-	b.ReportMetric(meanPSS(b, clients[:4]), "MB-after-work")
+	b.ReportMetric(meanPSS(b, clients[:4], "Pss"), "MB-after-work")
 }
 
-func meanPSS(b *testing.B, clients []*Client) float64 {
+func meanPSS(b *testing.B, clients []*Client, field string) float64 {
 	sum := 0
 	for _, c := range clients {
 		for line := range strings.Lines(procFile(b, c.Info().Pid, "smaps_rollup")) {
 			var kb int
-			if n, _ := fmt.Sscanf(line, "Pss: %d kB", &kb); n == 1 {
+			if n, _ := fmt.Sscanf(line, field+": %d kB", &kb); n == 1 {
 				sum += kb
 			}
 		}

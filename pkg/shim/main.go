@@ -3,7 +3,6 @@ package shim
 import (
 	"fmt"
 	"os"
-	"runtime/debug"
 	"strconv"
 	"strings"
 
@@ -83,8 +82,7 @@ func parse(args []string) (pod string, shm int64, err error) {
 // harden makes the process what a shim must be before it serves: closed to others, parent of orphans, and
 // small.
 func harden() error {
-	debug.SetGCPercent(10) // Spawn says so by the environment, which programs must not get
-	os.Clearenv()
+	os.Clearenv() // it was for the Go runtime, which has read it; programs must not get it
 	if err := closeInherited(); err != nil {
 		return err
 	}

@@ -248,7 +248,7 @@ func (s *starter) openPipes(fds []uintptr, fifos *fifos) error {
 		fds[ReportFD], fds[GateFD] = fifos.childReport.Fd(), fifos.childGate.Fd()
 		return nil
 	}
-	r, w, err := pipe()
+	r, w, err := pipe(true)
 	if err != nil {
 		return err
 	}
@@ -259,7 +259,7 @@ func (s *starter) openPipes(fds []uintptr, fifos *fifos) error {
 	if !s.req.Gated() {
 		return nil
 	}
-	gr, gw, err := pipe()
+	gr, gw, err := pipe(false)
 	if err != nil {
 		return err
 	}
@@ -315,11 +315,15 @@ func closeFiles(files *[]*os.File) {
 	*files = nil
 }
 
-// pipe returns a pipe whose ends are blocking: the program's, and ours for a read that is short.
-func pipe() (r, w *os.File, err error) {
+// pipe returns a pipe whose ends are blocking, as programs want them, but for a read end of ours (poll):
+// starts in flight then wait in the runtime's poller, and hundreds of them cost no threads.
+func pipe(poll bool) (r, w *os.File, err error) {
 	var p [2]int
 	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
 		return nil, nil, os.NewSyscallError("pipe2", err)
+	}
+	if poll {
+		_ = unix.SetNonblock(p[0], true)
 	}
 	return os.NewFile(uintptr(p[0]), "report"), os.NewFile(uintptr(p[1]), "report"), nil
 }
