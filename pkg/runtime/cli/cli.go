@@ -15,6 +15,8 @@ import (
 	"runtime"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/cri-server/cri-server/pkg/fault"
 )
 
 // defaultRoot is where containers are kept when --root does not say; the daemon's are elsewhere.
@@ -51,7 +53,10 @@ func (e *exitError) Unwrap() error { return e.err }
 // Main runs the command line, args[0] included, and returns the exit code.
 func Main(args []string, version string) int {
 	a := &app{name: filepath.Base(args[0]), version: version, root: defaultRoot, log: logger{format: "text"}}
-	err := a.run(args[1:])
+	err := fault.FromEnv()
+	if err == nil {
+		err = a.run(args[1:])
+	}
 	if err == nil {
 		return 0
 	}

@@ -50,6 +50,7 @@ type creation struct {
 	prep    *runtime.Prepared
 	proc    *launch.Process
 	console *console
+	signals chan os.Signal // for the container's process, when we stay
 }
 
 func (cr *creation) flags() []flag {
@@ -370,6 +371,9 @@ func (cr *creation) launch() error {
 	var err error
 	if cr.console, err = newConsole(cr.config.Process.Terminal, cr.detach, cr.consoleSocket); err != nil {
 		return err
+	}
+	if cr.stays && !cr.detach {
+		cr.signals = catchSignals()
 	}
 	if cr.stays {
 		cr.proc, err = launch.Start(&cr.prep.Request, cr.prep.Files, cr.console.stdio)

@@ -101,6 +101,10 @@ func (e *execution) do(id string, args []string) (int, error) {
 	if err := checkTerminal(proc.Terminal, e.detach, e.consoleSocket); err != nil {
 		return 0, err
 	}
+	var signals chan os.Signal
+	if !e.detach {
+		signals = catchSignals()
+	}
 	p, con, err := e.start(c, spec, proc)
 	if err != nil {
 		return 0, err
@@ -109,7 +113,7 @@ func (e *execution) do(id string, args []string) (int, error) {
 	if e.detach {
 		return 0, nil
 	}
-	code, err := attend(p, con)
+	code, err := attend(p, con, signals)
 	con.close()
 	return code, err
 }

@@ -19,7 +19,7 @@ func (cr *creation) stay() (int, error) {
 			cr.app.log.warn("become the container's subreaper: %v", err)
 		}
 	}
-	code, err := attend(cr.proc, cr.console)
+	code, err := attend(cr.proc, cr.console, cr.signals)
 	ctx, cancel := context.WithTimeout(context.Background(), teardown)
 	defer cancel()
 	if err != nil {
@@ -43,10 +43,16 @@ func (cr *creation) stay() (int, error) {
 	return code, nil
 }
 
-// attend relays signals to a process until it has ended, and returns its exit code.
-func attend(p *launch.Process, con *console) (int, error) {
+// catchSignals collects what is sent to us. It is to be called before the process runs: a caller may
+// signal as soon as it hears from it.
+func catchSignals() chan os.Signal {
 	signals := make(chan os.Signal, 64)
 	signal.Notify(signals)
+	return signals
+}
+
+// attend relays signals to a process until it has ended, and returns its exit code.
+func attend(p *launch.Process, con *console, signals chan os.Signal) (int, error) {
 	defer signal.Stop(signals)
 	con.resize()
 	type end struct {
