@@ -2,9 +2,11 @@ package main
 
 import (
 	"bufio"
+	"compress/gzip"
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -227,18 +229,18 @@ func (n *node) noLineLost() error {
 	if err != nil || len(logs) == 0 {
 		return fmt.Errorf("no logs of the logger: %w", errors.Join(err))
 	}
-	slices.SortFunc(logs, func(a, b string) int { return modified(a).Compare(modified(b)) })
+	// Rotated files carry their time in the name ("0.log.20261120-183653", later compressed to ".gz"); the
+	// current one is the last.
+	slices.SortFunc(logs, func(a, b string) int {
+		if x, y := strings.HasSuffix(a, ".log"), strings.HasSuffix(b, ".log"); x != y {
+			return map[bool]int{true: 1, false: -1}[x]
+		}
+		return strings.Compare(a, b)
+	})
 	next := 0
 	for _, path := range logs {
-		f, err := os.Open(path)
-		if err != nil {
+		if next, err = readLog(path, next); err != nil {
 			return err
-		}
-		defer f.Close()
-		for s := bufio.NewScanner(f); s.Scan(); next++ {
-			if !strings.HasSuffix(s.Text(), fmt.Sprintf("stdout F line %d", next)) {
-				return fmt.Errorf("%s: %q where line %d was due", path, s.Text(), next)
-			}
 		}
 	}
 	if next < 50000 {
@@ -248,12 +250,26 @@ func (n *node) noLineLost() error {
 	return nil
 }
 
-func modified(path string) time.Time {
-	st, err := os.Stat(path)
+// readLog checks that a log goes on with the line next, and returns the one after its last.
+func readLog(path string, next int) (int, error) {
+	f, err := os.Open(path)
 	if err != nil {
-		return time.Time{}
+		return 0, err
 	}
-	return st.ModTime()
+	defer f.Close()
+	var r io.Reader = f
+	if strings.HasSuffix(path, ".gz") {
+		if r, err = gzip.NewReader(f); err != nil {
+			return 0, fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	s := bufio.NewScanner(r)
+	for ; s.Scan(); next++ {
+		if line := s.Text(); !strings.HasSuffix(line, fmt.Sprintf("stdout F line %d", next)) {
+			return 0, fmt.Errorf("%s: %.100q where line %d was due", path, line, next)
+		}
+	}
+	return next, s.Err()
 }
 
 func (n *node) gone() error {

@@ -231,7 +231,7 @@ func TestRefused(t *testing.T) {
 		"cpus words":        {V2, specs.LinuxResources{CPU: &specs.LinuxCPU{Cpus: "all"}}, errs.Invalid, "not a number"},
 		"io weight":         {V2, specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{Weight: p(uint16(5))}}, errs.Invalid, "10 to 1000"},
 		"rdma":              {V2, specs.LinuxResources{Rdma: map[string]specs.LinuxRdma{"mlx5": {}}}, errs.Unsupported, "rdma controller is not available"},
-		"hugetlb":           {V1, specs.LinuxResources{HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "2MB"}}}, errs.Unsupported, "hugetlb controller"},
+		"hugetlb":           {V1, specs.LinuxResources{HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 1}}}, errs.Unsupported, "hugetlb controller"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFake(t, c.mode)

@@ -12,10 +12,15 @@ import (
 	"github.com/cri-server/cri-server/pkg/errs"
 )
 
-// setHugetlb limits use and, where the kernel has it (5.7), reservation of each size of huge pages.
+// setHugetlb limits use and, where the kernel has it (5.7), reservation of each size of huge pages. A limit of
+// zero is left out where the machine cannot limit that size: a kubelet asks for it with every container, and
+// other runtimes let it pass.
 func setHugetlb(t *txn, res *specs.LinuxResources) error {
 	d, err := t.dir("hugetlb")
 	if err != nil {
+		if !slices.ContainsFunc(res.HugepageLimits, func(h specs.LinuxHugepageLimit) bool { return h.Limit > 0 }) {
+			return nil
+		}
 		return err
 	}
 	for _, h := range res.HugepageLimits {
@@ -28,6 +33,9 @@ func setHugetlb(t *txn, res *specs.LinuxResources) error {
 		}
 		value := strconv.FormatUint(h.Limit, 10)
 		if !d.has("hugetlb." + h.Pagesize + suffix) {
+			if h.Limit == 0 {
+				continue
+			}
 			return t.explain(d, "hugetlb."+h.Pagesize+suffix, errs.New(errs.Invalid, "huge page size %q: this machine has no such pages", h.Pagesize))
 		}
 		if err := t.set(d, "hugetlb."+h.Pagesize+suffix, value); err != nil {
