@@ -1,7 +1,10 @@
 package image
 
 import (
+	"math/rand/v2"
+	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -119,4 +122,32 @@ func TestBodyLies(t *testing.T) {
 	}
 	clean(t, s)
 	empty(t, s)
+}
+
+// TestLayerBreaksOff: the registry goes away in the middle of a layer, of whatever packing.
+func TestLayerBreaksOff(t *testing.T) {
+	for _, pack := range []string{"", "gzip", "zstd"} {
+		r, s := it.NewRegistry(t), newStore(t, nil)
+		var content strings.Builder
+		noise := rand.New(rand.NewPCG(1, 2))
+		for range 300000 {
+			content.WriteByte(byte(noise.Uint32()))
+		}
+		r.Push("a", "v1", it.Image{Layers: []it.Layer{{Tar: it.Tar(it.File("f", content.String())), Pack: pack}}})
+		r.Intercept = func(w http.ResponseWriter, req *http.Request) bool {
+			_, d, _ := strings.Cut(req.URL.Path, "/blobs/")
+			if len(r.Blobs[d]) < 10000 {
+				return false
+			}
+			w.Header().Set("Content-Length", strconv.Itoa(len(r.Blobs[d])))
+			_, _ = w.Write(r.Blobs[d][:5000])
+			panic(http.ErrAbortHandler)
+		}
+		_, err := s.Pull(ctx, r.Host()+"/a:v1", PullOptions{})
+		if err == nil || !strings.HasPrefix(err.Error(), "RegistryUnavailable: ") || errs.KindOf(err) != errs.Unknown {
+			t.Errorf("%q: %v (%v)", pack, err, errs.KindOf(err))
+		}
+		clean(t, s)
+		empty(t, s)
+	}
 }

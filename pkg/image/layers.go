@@ -169,11 +169,15 @@ func (j *layerJob) attempt(ctx context.Context, name string) (again bool, err er
 // unpack runs the blob through decompression and the unpacker and holds blob and tar to their digests.
 func (j *layerJob) unpack(ctx context.Context, dir string, in *blobInput) (res unpack.Result, err error) {
 	defer func() {
+		if err == nil || in.stream == nil {
+			return
+		}
 		// Bytes that do not unpack may be bytes that a host made up: the blob's digest tells which.
-		if errs.Is(err, errs.Invalid) && ctx.Err() == nil && in.stream != nil {
-			if _, derr := io.Copy(io.Discard, in); derr != nil {
-				err = derr
-			}
+		if errs.Is(err, errs.Invalid) && ctx.Err() == nil {
+			_, _ = io.Copy(io.Discard, in)
+		}
+		if serr := in.stream.Err(); serr != nil {
+			err = serr // the cause, and its first words are what a kubelet looks for
 		}
 	}()
 	diff := filepath.Join(dir, "diff")
@@ -218,6 +222,7 @@ func (j *layerJob) commit(dir, blob string, rec layerRecord) error {
 	if err := at("layers/unpacked"); err != nil {
 		return err
 	}
+	j.p.wrote.Store(true)
 	s.change.Lock()
 	defer s.change.Unlock()
 	if blob != "" {

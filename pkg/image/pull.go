@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -38,7 +39,8 @@ type pull struct {
 	pinned []string
 	dir    string // temporary directory
 	stored map[string]int64
-	mu     sync.Mutex // of stored
+	mu     sync.Mutex  // of stored
+	wrote  atomic.Bool // something that is not flushed yet
 }
 
 type document struct {
@@ -143,7 +145,7 @@ func (p *pull) hosts(context.Context) error {
 	if err != nil {
 		return err
 	}
-	opts := registry.Options{Domain: p.ref.Domain, Repo: p.ref.Path, Hosts: hosts, AuthFiles: p.s.cfg.AuthFiles,
+	opts := registry.Options{Domain: p.ref.Domain, Repo: p.ref.Path, Hosts: hosts, AuthFiles: p.s.cfg.AuthFiles, Backoff: p.s.backoff,
 		Stall: registry.Stall{Interval: p.s.cfg.StallInterval, Bytes: p.s.cfg.StallBytes}}
 	if a := p.opts.Auth; a != nil {
 		opts.Credentials = &registry.Credentials{Username: a.Username, Password: a.Password, Auth: a.Auth, ServerAddress: a.ServerAddress,
@@ -318,6 +320,7 @@ func (p *pull) blobs(context.Context) error {
 				continue
 			}
 		}
+		p.wrote.Store(true)
 		if err := store.WriteFile(p.s.blobPath(b.digest), b.body, 0o600, false); err != nil {
 			return err
 		}
@@ -329,8 +332,21 @@ func (p *pull) blobs(context.Context) error {
 	return nil
 }
 
-// flush puts layers, blobs and their names on disk, once per pull: a record implies its bytes.
-func (p *pull) flush(context.Context) error { return p.s.syncer.sync(p.s.cfg.Root) }
+// flush puts layers, blobs and their names on disk, once per pull: a record implies its bytes. What an
+// older record of the image names is there already: pulling an image that has not changed costs no flush.
+func (p *pull) flush(context.Context) error {
+	p.s.mu.RLock()
+	old := p.s.images[p.id()]
+	flushed := old != nil
+	for d := range p.stored {
+		flushed = flushed && old.Blobs[d] > 0
+	}
+	p.s.mu.RUnlock()
+	if flushed && !p.wrote.Load() {
+		return nil
+	}
+	return p.s.syncer.sync(p.s.cfg.Root)
+}
 
 // record makes the image known. The new owner of a tag is written before the former gives it up: between
 // the two, the higher sequence number says whose it is.
@@ -338,7 +354,10 @@ func (p *pull) record(context.Context) error {
 	s := p.s
 	s.change.Lock()
 	defer s.change.Unlock()
-	r := p.newRecord()
+	r, same := p.newRecord()
+	if same {
+		return at("record/written")
+	}
 	if err := imageSchema.Write(s.imagePath(r.ID), r, true); err != nil {
 		return err
 	}
@@ -362,12 +381,13 @@ func (p *pull) record(context.Context) error {
 	return at("record/untagged")
 }
 
-// newRecord is the record of the image with what this pull adds. Caller holds change.
-func (p *pull) newRecord() *record {
+// newRecord is the record of the image with what this pull adds, and whether that is nothing. Caller holds
+// change.
+func (p *pull) newRecord() (r *record, same bool) {
 	s := p.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r := &record{ID: p.id(), Blobs: maps.Clone(p.stored), Config: p.conf.Config}
+	r = &record{ID: p.id(), Blobs: maps.Clone(p.stored), Config: p.conf.Config}
 	if p.conf.Created != nil {
 		r.Created = *p.conf.Created
 	}
@@ -380,7 +400,8 @@ func (p *pull) newRecord() *record {
 		r.Layers = append(r.Layers, recordLayer{p.conf.ChainIDs[i], string(p.conf.RootFS.DiffIDs[i]), string(l.Digest)})
 	}
 	r.Tags = map[string]uint64{}
-	if old := s.images[r.ID]; old != nil {
+	old := s.images[r.ID]
+	if old != nil {
 		r.Tags, r.Digests = maps.Clone(old.Tags), slices.Clone(old.Digests)
 		for d, size := range old.Blobs { // another manifest of the same image stays complete
 			r.Blobs[d] = size
@@ -389,14 +410,15 @@ func (p *pull) newRecord() *record {
 	if r.Tags == nil {
 		r.Tags = map[string]uint64{}
 	}
-	if p.ref.Tag != "" {
+	if t := p.ref.String(); p.ref.Tag != "" && s.tags[t] != r.ID {
 		s.seq++
-		r.Tags[p.ref.String()] = s.seq
+		r.Tags[t] = s.seq
 	}
 	if d := p.ref.Name() + "@" + p.docs[0].digest; !slices.Contains(r.Digests, d) {
 		r.Digests = append(r.Digests, d)
 	}
-	return r
+	same = old != nil && r.Size == old.Size && maps.Equal(r.Blobs, old.Blobs) && maps.Equal(r.Tags, old.Tags) && len(r.Digests) == len(old.Digests)
+	return r, same
 }
 
 func (p *pull) tmp(name string) string { return filepath.Join(p.dir, name) }

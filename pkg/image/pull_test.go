@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -24,6 +25,7 @@ func newStore(t testing.TB, change func(*Config)) *Store {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
+	s.backoff = time.Millisecond
 	return s
 }
 
@@ -163,6 +165,27 @@ func TestHardLinkBelow(t *testing.T) {
 	}
 	if b, err := os.ReadFile(s.path(lowerDir(img.Layers[1]), "bin/bash")); err != nil || string(b) != "#!" {
 		t.Errorf("%q, %v", b, err)
+	}
+	clean(t, s)
+}
+
+// TestPullAgain: an image that has not changed is not written again.
+func TestPullAgain(t *testing.T) {
+	r, s := it.NewRegistry(t), newStore(t, nil)
+	r.Push("a", "v1", it.Image{Layers: []it.Layer{{Tar: baseTar}}})
+	id := mustPull(t, s, r.Host()+"/a:v1")
+	before, err := os.Stat(s.imagePath(id))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustPull(t, s, r.Host()+"/a:v1")
+	if after, err := os.Stat(s.imagePath(id)); err != nil || !os.SameFile(before, after) {
+		t.Errorf("the record was written again: %v", err)
+	}
+	r.AddManifest("a", "v2", r.Manifests["a:v1"].Body, r.Manifests["a:v1"].MediaType)
+	mustPull(t, s, r.Host()+"/a:v2")
+	if img, err := s.Get(id); err != nil || len(img.RepoTags) != 2 {
+		t.Errorf("%+v, %v", img, err)
 	}
 	clean(t, s)
 }

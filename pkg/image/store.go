@@ -39,6 +39,7 @@ type Store struct {
 	pool     registry.Pool
 	limits   unpack.Limits // of tests
 	noroot   bool          // of tests: unpack without privileges
+	backoff  time.Duration // of tests: before a failed request is repeated
 	lock     *os.File
 
 	// change is held across every alteration of what is on disk but for temporary files; mu across those

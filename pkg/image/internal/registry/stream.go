@@ -187,6 +187,15 @@ func (s *Stream) drop() {
 	}
 }
 
+// Err is what Read failed with, nil while it has not and at the end of a sound blob. It must not be called
+// beside Read.
+func (s *Stream) Err() error {
+	if errors.Is(s.err, io.EOF) && !errors.Is(s.err, io.ErrUnexpectedEOF) {
+		return nil
+	}
+	return s.err
+}
+
 // Close ends the transfer. It is idempotent.
 func (s *Stream) Close() error {
 	s.drop()
