@@ -88,7 +88,7 @@ func copyEntry(src, dst *os.File, name string, budget *int64) error {
 			return errs.New(errs.Exhausted, "more than %d MiB to copy", copyUpBudget>>20)
 		}
 		return copyPair(src, dst, name, os.O_RDONLY, os.O_WRONLY|os.O_CREATE|os.O_EXCL, func(s, d *os.File) error {
-			if _, err := io.CopyN(d, s, st.Size); err != nil && err != io.EOF {
+			if _, err := io.CopyN(d, s, st.Size); err != nil && !errors.Is(err, io.EOF) {
 				return err
 			}
 			return copyOwner(s, d)

@@ -51,6 +51,11 @@ func (c *compiler) exec(o *ExecOptions) error {
 		extra = append(extra, c.files.add(f, false))
 	}
 	userns := flags&unix.CLONE_NEWUSER != 0
+	if a := o.Process.ExecCPUAffinity; a != nil && a.Initial != "" {
+		if err := c.affinity("initial", a.Initial); err != nil {
+			return fmt.Errorf("exec in container %s: %w", o.ID, err)
+		}
+	}
 	c.begin(tasks)
 	c.hide()
 	c.p.Subject("join the container")

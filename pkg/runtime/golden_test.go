@@ -217,6 +217,11 @@ var features = []struct {
 		o.Spec.Process.Env = []string{"PATH=/usr/bin::/bin/", "A=B"}
 		o.Spec.Process.Cwd = "/var/../srv/dir"
 	}},
+	{"scheduling", func(_ *paper, o *Options) {
+		o.Spec.Process.Scheduler = &specs.Scheduler{Policy: specs.SchedBatch, Nice: -3, Flags: []specs.LinuxSchedulerFlag{specs.SchedFlagResetOnFork}}
+		o.Spec.Process.IOPriority = &specs.LinuxIOPriority{Class: specs.IOPRIO_CLASS_BE, Priority: 6}
+		o.Spec.Process.ExecCPUAffinity = &specs.CPUAffinity{Initial: "0", Final: "9"} // not of a container's first process
+	}},
 	{"extra-files", func(p *paper, o *Options) {
 		f, _ := os.Open(p.dir)
 		p.t.Cleanup(func() { f.Close() })
@@ -285,6 +290,19 @@ func TestGoldenExec(t *testing.T) {
 	}
 }
 
+func TestCPUMask(t *testing.T) {
+	for list, want := range map[string][2]byte{"0": {1, 0}, "0-2,9": {7, 2}, " 1 , 8-9": {2, 3}} {
+		if m, err := cpuMask(list); err != nil || m[0] != want[0] || m[1] != want[1] {
+			t.Errorf("%q: %x, %v", list, m[:2], err)
+		}
+	}
+	for _, list := range []string{"", "x", "2-1", "1-", "-1", "8192", "1,,2"} {
+		if _, err := cpuMask(list); err == nil {
+			t.Errorf("%q is a list of processors", list)
+		}
+	}
+}
+
 func TestGoldenHolder(t *testing.T) {
 	p := newPaper(t)
 	adj := -998
@@ -332,6 +350,8 @@ func TestRefused(t *testing.T) {
 			o.Spec.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_AS"}, {Type: "RLIMIT_AS"}}
 		}},
 		{"oomScoreAdj 1001", errs.Invalid, func(o *Options) { n := 1001; o.Spec.Process.OOMScoreAdj = &n }},
+		{`policy "SCHED_X" is unknown`, errs.Invalid, func(o *Options) { o.Spec.Process.Scheduler = &specs.Scheduler{Policy: "SCHED_X"} }},
+		{"ioPriority: class", errs.Invalid, func(o *Options) { o.Spec.Process.IOPriority = &specs.LinuxIOPriority{Class: "X"} }},
 		{"-1:0 is no device number", errs.Invalid, func(o *Options) {
 			o.Spec.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/x", Type: "c", Major: -1}}
 		}},

@@ -57,8 +57,8 @@ func UsernsFD(uids, gids []specs.LinuxIDMapping) (*os.File, error) {
 		return nil, fmt.Errorf("make a user namespace: %w", err)
 	}
 	ns, err := os.Open("/proc/" + strconv.Itoa(proc.Pid) + "/ns/user")
-	proc.Kill(unix.SIGKILL)
-	proc.Wait()
+	_ = proc.Kill(unix.SIGKILL) // it waits at its gate, which Close shuts as well
+	_, _ = proc.Wait()
 	proc.Close()
 	return ns, err
 }

@@ -123,6 +123,9 @@ func (c *compiler) planMount(o *Options, b *build, m *specs.Mount, tree *os.File
 		return c.planForeign(o, b, m, plan)
 	default:
 		plan.kind = mountFS
+		if label := o.Spec.Linux.MountLabel; label != "" && labelled(m.Type) {
+			opts.data = append(opts.data, fmt.Sprintf("context=%q", label))
+		}
 		plan.late = m.Type == "tmpfs" && opts.set&unix.MOUNT_ATTR_RDONLY != 0
 		if plan.late {
 			opts.flags &^= unix.MS_RDONLY
@@ -142,6 +145,11 @@ func (c *compiler) planMount(o *Options, b *build, m *specs.Mount, tree *os.File
 	}
 	b.mounts = append(b.mounts, plan)
 	return nil
+}
+
+// labelled reports whether a filesystem of that type takes the SELinux label of all its files as an option.
+func labelled(fstype string) bool {
+	return fstype == "tmpfs" || fstype == "devpts" || fstype == "ramfs"
 }
 
 // planTree clones the source of a bind mount and gives the clone its attributes.

@@ -53,6 +53,9 @@ func (c *compiler) process(pl *processPlan) error {
 	if err != nil {
 		return fmt.Errorf("container %s: %w", c.id, err)
 	}
+	if err := c.scheduling(pl.proc, !pl.create); err != nil {
+		return fmt.Errorf("container %s: %w", c.id, err)
+	}
 	c.attributes(pl)
 	c.closeFiles(pl)
 	c.rlimits(rlimits)

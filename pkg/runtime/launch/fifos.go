@@ -81,7 +81,10 @@ func Attach(dir *os.File, pid int, pidfd *os.File) (*Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("attach to process %d: %w", pid, err)
 	}
-	unix.SetNonblock(int(r.Fd()), false)
+	if err := unix.SetNonblock(int(r.Fd()), false); err != nil {
+		r.Close()
+		return nil, os.NewSyscallError("fcntl", err)
+	}
 	w, err := sys.OpenAt(dir, gateName, os.O_WRONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0, sys.Beneath)
 	if err != nil {
 		r.Close()
@@ -96,7 +99,7 @@ func Attach(dir *os.File, pid int, pidfd *os.File) (*Process, error) {
 		w.Close()
 		return nil, os.NewSyscallError("fcntl", err)
 	}
-	unix.SetNonblock(fd, true)
+	_ = unix.SetNonblock(fd, true) // without it a wait takes a thread
 	pidfd.Close()
 	return &Process{Pid: pid, Pidfd: os.NewFile(uintptr(fd), "pidfd:"+strconv.Itoa(pid)), report: r, gate: w}, nil
 }

@@ -1,6 +1,7 @@
 package launch
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -71,6 +72,16 @@ func (c *child) reap() (WaitStatus, error) {
 	return c.status, c.err
 }
 
+// reaped reports whether reap has been done.
+func (c *child) reaped() bool {
+	select {
+	case <-c.done:
+		return true
+	default:
+		return false
+	}
+}
+
 // Reap collects every child of this process that has ended: those of this package keep their status for
 // Process.Wait, all others (orphans, when the process is a subreaper) are discarded and counted. It does
 // not wait for children that live, but for starts in flight. Call it on SIGCHLD where no other code of
@@ -93,29 +104,35 @@ func Reap() int {
 		c := children[pid]
 		mu.Unlock()
 		if c != nil {
-			c.reap()
+			_, _ = c.reap()
 			continue
 		}
-		unix.Wait4(pid, nil, unix.WNOHANG, nil)
+		_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
 		orphans++
 	}
 }
 
 // Wait blocks until the process has ended, without a thread of its own, reaps it and returns its status.
-// Every call returns the same. For a process from Attach, which is no child, the status is unknown and
-// the error says so.
+// Every call returns the same, after a Release that failed too. For a process from Attach, which is no
+// child, the status is unknown and the error says so.
 func (p *Process) Wait() (WaitStatus, error) {
-	if err := waitReadable(p.Pidfd); err != nil {
+	err := waitReadable(p.Pidfd)
+	if p.self == nil {
+		if err == nil {
+			err = unix.ECHILD
+		}
 		return 0, fmt.Errorf("wait for process %d: %w", p.Pid, err)
 	}
-	if p.self == nil {
-		return 0, fmt.Errorf("wait for process %d: %w", p.Pid, unix.ECHILD)
+	if err != nil && !p.self.reaped() {
+		return 0, fmt.Errorf("wait for process %d: %w", p.Pid, err)
 	}
 	return p.self.reap()
 }
 
 // Exited reports whether the process has ended, reaped or not.
-func (p *Process) Exited() bool { return readable(int(p.Pidfd.Fd())) }
+func (p *Process) Exited() bool {
+	return p.self != nil && p.self.reaped() || readable(int(p.Pidfd.Fd()))
+}
 
 // Kill sends the signal to the process by its pidfd; os.ErrProcessDone when it has been reaped.
 func (p *Process) Kill(sig syscall.Signal) error {
@@ -194,12 +211,13 @@ func (p *Process) abandon(cause error) error {
 		}
 	}
 	p.gate, p.report, p.Console = nil, nil, nil
-	died, _ := cause.(*DiedError)
+	var died *DiedError
+	errors.As(cause, &died)
 	for _, c := range []*child{p.init, p.self} {
 		if c == nil {
 			continue
 		}
-		unix.Kill(c.pid, unix.SIGKILL) // not reaped, so the pid is still its own
+		_ = unix.Kill(c.pid, unix.SIGKILL) // not reaped, so the pid is still its own
 		if ws, err := c.reap(); err == nil && died != nil && (c != p.init || p.self == nil) {
 			died.Status = ws
 		}

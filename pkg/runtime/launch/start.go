@@ -84,7 +84,7 @@ func (s *starter) run(pid int) (*Process, error) {
 		return nil, p.abandon(err)
 	}
 	if p.init != nil && p.report == nil {
-		p.init.reap() // it has nothing left to do but to exit
+		_, _ = p.init.reap() // it has nothing left to do but to exit
 		p.init = nil
 	}
 	return p, nil
@@ -96,7 +96,7 @@ func (s *starter) atGate(p *Process) error {
 		return errors.New("start program: at its gate it reported no process")
 	}
 	if p.init != nil {
-		p.init.reap()
+		_, _ = p.init.reap()
 		p.init = nil
 	}
 	if err := p.setOutside(s.req); err != nil {
@@ -168,7 +168,7 @@ func (p *Process) adopt(pid int) error {
 }
 
 func (p *Process) setPidfd(fd int) {
-	unix.SetNonblock(fd, true)
+	_ = unix.SetNonblock(fd, true) // without it a wait takes a thread
 	p.Pidfd = os.NewFile(uintptr(fd), "pidfd:"+strconv.Itoa(p.Pid))
 }
 
@@ -344,7 +344,7 @@ func recvConsole(sock int) (*os.File, error) {
 	if err != nil || len(fds) != 1 {
 		return nil, errors.New("receive the console: no descriptor in the message")
 	}
-	unix.SetNonblock(fds[0], true)
+	_ = unix.SetNonblock(fds[0], true)
 	return os.NewFile(uintptr(fds[0]), "console"), nil
 }
 

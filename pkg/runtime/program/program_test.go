@@ -2,8 +2,10 @@ package program_test
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -320,5 +322,157 @@ func TestSealed(t *testing.T) {
 	}
 	if err := f.Truncate(0); err == nil {
 		t.Error("a sealed program can be truncated")
+	}
+}
+
+// TestParallel starts many programs at once, some of which fail, and leaves neither children nor
+// descriptors.
+func TestParallel(t *testing.T) {
+	count := func() int {
+		d, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(d)
+	}
+	once := func(i int) error {
+		var p *program.Program
+		req := &launch.Request{Cgroup: -1}
+		switch i % 4 {
+		case 0:
+			p, req.Nested, req.Gate = nested(true), true, true
+		case 1:
+			p, req.Nested = nested(false), true
+		case 2:
+			p = program.New()
+			p.Call(unix.SYS_CLOSE, program.Int(77))
+		default:
+			p, req.Gate = gated(), true
+		}
+		f, err := p.Seal("test")
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		proc, err := launch.Start(req, []*os.File{f}, [3]*os.File{})
+		if i%4 == 2 {
+			if !errors.Is(err, unix.EBADF) {
+				return fmt.Errorf("a failure was told as %w", err)
+			}
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		defer proc.Close()
+		if i%8 >= 4 {
+			_ = proc.Kill(unix.SIGKILL)
+			_ = proc.Release()
+		} else if err := proc.Release(); err != nil {
+			return err
+		}
+		_, err = proc.Wait()
+		return err
+	}
+	if err := once(0); err != nil { // so that the poller has its descriptors
+		t.Fatal(err)
+	}
+	before := count()
+	var wg sync.WaitGroup
+	for i := range 64 {
+		wg.Go(func() {
+			if err := once(i); err != nil {
+				t.Error(i, err)
+			}
+		})
+	}
+	stop := make(chan struct{})
+	reaped := make(chan int)
+	go func() {
+		n := 0
+		for {
+			select {
+			case <-stop:
+				reaped <- n + launch.Reap()
+				return
+			default:
+				n += launch.Reap()
+			}
+		}
+	}()
+	wg.Wait()
+	close(stop)
+	if n := <-reaped; n != 0 {
+		t.Errorf("%d children were nobody's", n)
+	}
+	if after := count(); after > before {
+		t.Errorf("%d descriptors before, %d after", before, after)
+	}
+}
+
+func TestStdioOwner(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("giving a pipe away needs root")
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	file, err := os.Create(t.TempDir() + "/file")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	p := program.New()
+	settle(p)
+	p.Exit(0)
+	f, err := p.Seal("test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	proc, err := launch.Start(&launch.Request{Cgroup: -1, StdioOwner: &launch.Owner{UID: 12, GID: 34}}, []*os.File{f}, [3]*os.File{nil, w, file})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer proc.Close()
+	if _, err := proc.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		f        *os.File
+		uid, gid uint32
+	}{{w, 12, 34}, {file, 0, 0}} {
+		var st unix.Stat_t
+		if err := unix.Fstat(int(c.f.Fd()), &st); err != nil || st.Uid != c.uid || st.Gid != c.gid {
+			t.Errorf("%s is %d:%d's, want %d:%d", c.f.Name(), st.Uid, st.Gid, c.uid, c.gid)
+		}
+	}
+	if st, err := os.Stat("/dev/null"); err != nil || st.Sys().(*syscall.Stat_t).Uid != 0 {
+		t.Error("/dev/null changed hands")
+	}
+}
+
+func TestSealWithoutMemfd(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("a tmpfs of one's own needs root")
+	}
+	t.Setenv(sys.KernelEnv, "execmemfd")
+	sys.Reprobe()
+	defer func() { os.Unsetenv(sys.KernelEnv); sys.Reprobe() }()
+	out, _, err := run(t, gated(), launch.Request{Gate: true})
+	if out != "go" || err != nil {
+		t.Fatalf("got %q, %v", out, err)
+	}
+	f, err := gated().Seal("test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if w, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), os.O_WRONLY, 0); err == nil {
+		w.Close()
+		t.Error("a program on a tmpfs can be written")
 	}
 }

@@ -13,6 +13,8 @@ import (
 )
 
 // interp is the interpreter.
+//
+//nolint:unused // the assembler takes its address
 func interp()
 
 // interpAddr returns the address of interp.
