@@ -1,0 +1,146 @@
+package server
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cri-server/cri-server/pkg/shim/internal/crilog"
+)
+
+func newTestPump(t testing.TB) (*pump, *os.File) {
+	t.Helper()
+	ours, theirs, err := pipe(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := newPump(ours, false, &buffers{}, crilog.NewStream(&crilog.File{}, "stdout"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.close(); theirs.Close() })
+	return p, theirs
+}
+
+// TestSlowClientIsToldWhatItMissed lets a client sleep through more than its pipe takes.
+func TestSlowClientIsToldWhatItMissed(t *testing.T) {
+	p, w := newTestPump(t)
+	client, err := p.attach()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	go p.run()
+	const lines = 300000
+	var all bytes.Buffer
+	for i := range lines {
+		fmt.Fprintf(&all, "line %d\n", i)
+	}
+	if _, err := w.Write(all.Bytes()); err != nil {
+		t.Fatal(err)
+	}
+	p.drained(10 * time.Second)
+	head := make([]byte, all.Len()) // what the pipe held
+	n, err := client.Read(head)
+	for err == nil && client.SetReadDeadline(time.Now().Add(10*time.Millisecond)) == nil {
+		var m int
+		m, err = client.Read(head[n:])
+		n += m
+	}
+	if !bytes.HasPrefix(all.Bytes(), head[:n]) || n == all.Len() {
+		t.Errorf("the client got %d bytes of %d, not the beginning", n, all.Len())
+	}
+	if err := client.SetReadDeadline(time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(w, "rest of a line\nwhole again\n"); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	rest, err := io.ReadAll(client)
+	want := fmt.Sprintf("\r\n[attach: %d bytes are missing here: the client reads too slowly]\r\nwhole again\n", all.Len()-n+len("rest of a line\n"))
+	if string(rest) != want || err != nil {
+		t.Errorf("then %q, %v, want %q", rest, err, want)
+	}
+}
+
+func TestDetachedClientIsTakenOff(t *testing.T) {
+	p, _ := newTestPump(t)
+	go p.run()
+	for range 50 {
+		client, err := p.attach()
+		if err != nil {
+			t.Fatal(err)
+		}
+		client.Close()
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		p.mu.Lock()
+		n := len(p.sinks)
+		p.mu.Unlock()
+		if n == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d clients that have gone are still served", n)
+		}
+	}
+}
+
+func TestDrainedWaitsForWhatWasWritten(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log, err := crilog.NewFile(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	p, w := newTestPump(t)
+	p.log = crilog.NewStream(log, "stdout")
+	if _, err := io.WriteString(w, strings.Repeat("x\n", 20000)); err != nil {
+		t.Fatal(err)
+	}
+	go p.run() // the writer stays open, as with a background process
+	p.drained(10 * time.Second)
+	b, err := os.ReadFile(path)
+	if n := bytes.Count(b, []byte{'\n'}); n != 20000 || err != nil {
+		t.Errorf("%d lines are in the log when the exit is told, %v", n, err)
+	}
+}
+
+// BenchmarkPump measures pipe to log file, with a writer beside it in the same process.
+func BenchmarkPump(b *testing.B) {
+	for _, n := range []int{100, 1000} {
+		b.Run(fmt.Sprintf("line=%d", n), func(b *testing.B) {
+			f, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+			if err != nil {
+				b.Fatal(err)
+			}
+			log, err := crilog.NewFile(f)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer log.Close()
+			p, w := newTestPump(b)
+			p.log = crilog.NewStream(log, "stdout")
+			go p.run()
+			chunk := bytes.Repeat(append(bytes.Repeat([]byte("x"), n-1), '\n'), 65536/n)
+			b.SetBytes(int64(len(chunk)))
+			for b.Loop() {
+				if _, err := w.Write(chunk); err != nil {
+					b.Fatal(err)
+				}
+			}
+			p.drained(time.Minute)
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(65536/n), "ns/line")
+		})
+	}
+}
