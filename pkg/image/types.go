@@ -1,4 +1,17 @@
 // Package image pulls, verifies, unpacks and lends root filesystems.
+//
+// A Store is a directory:
+//
+//	blobs/<algorithm>/<hex>       what a registry sent, by digest
+//	layers/<hex of chain ID>/     diff/, as overlayfs takes it, and layer.json
+//	images/<hex of id>.json       an image: what it is called and which layers and blobs it is made of
+//	rootfs/<container>/           upper/, work/ and rootfs.json, which names the layers below
+//	owners/<container>.json       the layers of the image volumes of a container
+//	tmp/, .trash/                 pulls under way, removals under way
+//
+// A record implies its bytes: it is written last and removed first, and what no record names goes at the
+// next Open. An image's id is the digest of its config, the same wherever it came from. Everything a
+// registry sends, and every byte of a layer, is hostile; see the packages below internal.
 package image
 
 import (
