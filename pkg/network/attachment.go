@@ -70,10 +70,10 @@ func (m *Manager) recorded(id string) (*attachment, error) {
 		return nil, fmt.Errorf("read attachment: %w", err)
 	}
 	a := &attachment{}
-	if json.Unmarshal(data, a) != nil || a.ID != id {
-		return &attachment{ID: id}, nil
+	if json.Unmarshal(data, a) == nil && a.ID == id {
+		return a, nil
 	}
-	return a, nil
+	return &attachment{ID: id}, nil
 }
 
 // list returns the configuration that the pod was attached with. Of a torn record it is the present one,

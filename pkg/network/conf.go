@@ -42,7 +42,7 @@ func identify(path string) (fileID, error) {
 		return fileID{}, err
 	}
 	st := fi.Sys().(*syscall.Stat_t)
-	return fileID{path, uint64(st.Dev), st.Ino, fi.Size(), fi.ModTime().UnixNano()}, nil
+	return fileID{path, st.Dev, st.Ino, fi.Size(), fi.ModTime().UnixNano()}, nil
 }
 
 // loadedConf is the configuration that was read last, or why it could not be.
@@ -115,15 +115,9 @@ func readConf(path string) (*libcni.NetworkConfigList, error) {
 		return nil, err
 	}
 	if filepath.Ext(path) != ".conflist" && !isList(data) {
-		conf, err := libcni.NetworkPluginConfFromBytes(data)
-		if err != nil {
+		if data, err = listOfOne(data); err != nil {
 			return nil, err
 		}
-		list, err := libcni.ConfListFromConf(conf)
-		if err != nil {
-			return nil, err
-		}
-		return list, checkList(list)
 	}
 	list, err := libcni.NetworkConfFromBytes(data)
 	if err != nil {
@@ -142,6 +136,15 @@ func readConf(path string) (*libcni.NetworkConfigList, error) {
 		}
 	}
 	return list, checkList(list)
+}
+
+// listOfOne makes the configuration of a single plugin, a format of old, a list.
+func listOfOne(data []byte) ([]byte, error) {
+	conf, err := libcni.NetworkPluginConfFromBytes(data)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(map[string]any{"cniVersion": conf.Network.CNIVersion, "name": conf.Network.Name, "loadOnlyInlinedPlugins": true, "plugins": []json.RawMessage{data}})
 }
 
 func isList(data []byte) bool {

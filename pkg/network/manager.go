@@ -126,7 +126,7 @@ func (m *Manager) Attach(ctx context.Context, pod Pod) (Result, error) {
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 		defer cancel()
 		if derr := m.Detach(undo, pod); derr != nil {
-			err = fmt.Errorf("%w (and undoing it failed: %v)", err, derr)
+			err = fmt.Errorf("%w (and undoing it failed: %w)", err, derr)
 		}
 		return Result{}, fmt.Errorf("attach pod %s/%s to network %s: %w", pod.Namespace, pod.Name, list.Name, err)
 	}

@@ -67,7 +67,7 @@ func (b bridge) ipamCheck(ctx context.Context, conf *bridgeConf, c *Call) error 
 	case "":
 		return nil
 	case "host-local":
-		return hostLocal{b.r}.check(ctx, c)
+		return hostLocal(b).check(ctx, c)
 	}
 	_, err := b.r.delegate(ctx, conf.IPAM.Type, c)
 	return err

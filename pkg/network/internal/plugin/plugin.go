@@ -99,7 +99,7 @@ func Supports(typ string, config []byte) bool {
 	return false
 }
 
-// Address management that the plugin of this configuration calls: "" is none.
+// IPAM returns the type of the address management that the plugin of this configuration calls, "" for none.
 func IPAM(config []byte) string {
 	var c struct {
 		IPAM struct {

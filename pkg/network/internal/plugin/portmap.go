@@ -175,13 +175,9 @@ func (p portmap) add(_ context.Context, c *Call) (types.Result, error) {
 // routeLocalnet lets packets from 127.0.0.1 leave towards the pod, and keeps what comes from there away
 // from 127.0.0.0/8, which would otherwise be open to pods (CVE-2020-8558).
 func (p portmap) routeLocalnet(pod netip.Addr) error {
-	routes, err := p.r.host.RouteGet(pod.AsSlice())
-	if err != nil || len(routes) == 0 {
+	link := p.linkTowards(pod)
+	if link == nil {
 		return nil // no route, no packet
-	}
-	link, err := p.r.host.LinkByIndex(routes[0].LinkIndex)
-	if err != nil {
-		return nil
 	}
 	name := link.Attrs().Name
 	if err := p.r.rules.Add("localnet", nft.Localnet(name)); err != nil {
@@ -191,6 +187,19 @@ func (p portmap) routeLocalnet(pod netip.Addr) error {
 		return fmt.Errorf("set route_localnet of %s: %w", name, err)
 	}
 	return nil
+}
+
+// linkTowards returns the interface that packets to the pod leave by, or nil.
+func (p portmap) linkTowards(pod netip.Addr) netlink.Link {
+	routes, err := p.r.host.RouteGet(pod.AsSlice())
+	if err != nil || len(routes) == 0 {
+		return nil
+	}
+	link, err := p.r.host.LinkByIndex(routes[0].LinkIndex)
+	if err != nil {
+		return nil
+	}
+	return link
 }
 
 // flushUDP forgets connections to the host ports that were tracked before the rules were there: their

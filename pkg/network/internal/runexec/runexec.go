@@ -78,7 +78,11 @@ func Run(ctx context.Context, p Program) (Result, error) {
 		select {
 		case err = <-exited:
 		case <-time.After(killPatience): // it hangs in the kernel: whoever waits for us must not
-			go func() { <-exited; _, _ = r.proc.Wait() }()
+			go func() {
+				if <-exited == nil {
+					_, _ = r.proc.Wait() // only to reap it
+				}
+			}()
 			return Result{}, fmt.Errorf("run %s: %w; it was killed and has not ended yet", p.Path, killed)
 		}
 	}
