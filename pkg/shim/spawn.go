@@ -231,8 +231,24 @@ func connected(path string, dir *os.File) (*Client, error) {
 	return newClient(path, sock)
 }
 
-// place is the mount namespace that shims are born in a copy of, made at the first spawn.
-var place = sync.OnceValues(base.New)
+// cradle is the mount namespace that shims are born in a copy of, made at the first spawn.
+var cradle struct {
+	sync.Mutex
+	ns *os.File
+}
+
+func place() (*os.File, error) {
+	cradle.Lock()
+	defer cradle.Unlock()
+	if cradle.ns == nil {
+		ns, err := base.New()
+		if err != nil {
+			return nil, err
+		}
+		cradle.ns = ns
+	}
+	return cradle.ns, nil
+}
 
 // startShim forks the process: in a mount namespace of its own, so that all its threads are there, in a
 // session of its own, in the cgroups given, with no descriptors but its own.

@@ -230,6 +230,7 @@ func (s *server) watch(c *container) {
 		return
 	}
 	kills := c.oom.kills()
+	c.oom.close()
 	for _, p := range c.pumps {
 		if p.tty {
 			p.drained(drainConsole)
@@ -246,8 +247,23 @@ func (s *server) watch(c *container) {
 	c.state = st
 	s.mu.Unlock()
 	c.proc.Close()
+	c.settle()
 	s.broadcast(&wire.Frame{Kind: wire.Event, Op: wire.EventExit, Body: wire.Marshal(&st)})
 	s.ended()
+}
+
+// settle closes what an exited container needs no more: its log too, unless a background process may
+// still write to it.
+func (c *container) settle() {
+	if c.exitDir != nil {
+		c.exitDir.Close()
+	}
+	for _, p := range c.pumps {
+		if !p.ended() {
+			return
+		}
+	}
+	c.log.Close()
 }
 
 func (s *server) exitState(c *container, ws launch.WaitStatus, err error, at time.Time, kills uint64) wire.State {

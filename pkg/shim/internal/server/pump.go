@@ -106,6 +106,13 @@ func (p *pump) finish() {
 	p.f.Close()
 }
 
+// ended reports whether the stream has ended and all of it is in the log.
+func (p *pump) ended() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.eof
+}
+
 // close ends the stream even where a background process still holds the other end.
 func (p *pump) close() { p.f.Close() }
 

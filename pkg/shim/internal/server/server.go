@@ -20,9 +20,6 @@ import (
 // Socket is the name of the shim's socket in its directory.
 const Socket = "shim.sock"
 
-// Build is told to clients in the hello, for people to read.
-var Build string
-
 // Config is what a shim is started with.
 type Config struct {
 	Pod      string
@@ -87,6 +84,7 @@ func (s *server) complain(text string) {
 // ended wakes who waits for the end of something. A shim that no client speaks to any more and that keeps
 // nothing is over: its daemon died between making it and using it.
 func (s *server) ended() {
+	s.bufs.worked()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	close(s.changed)
@@ -160,7 +158,7 @@ func (s *server) hello(fr *wire.Frame) (*wire.Frame, func(), error) {
 	if err != nil {
 		return nil, nil, os.NewSyscallError("pidfd_open", err)
 	}
-	reply := &wire.Frame{Body: wire.Marshal(&wire.Hello{Version: wire.Version, Pid: os.Getpid(), Build: Build})}
+	reply := &wire.Frame{Body: wire.Marshal(&wire.Hello{Version: wire.Version, Pid: os.Getpid()})}
 	reply.Files = []*os.File{os.NewFile(uintptr(fd), "pidfd")}
 	return reply, nil, nil
 }

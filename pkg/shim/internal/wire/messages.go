@@ -6,7 +6,7 @@ import "time"
 type Hello struct {
 	Version uint64
 	Pid     int    // of the shim, in the reply
-	Build   string // for people only
+	Build   string // for people only, may be empty
 }
 
 // Fields lists the fields of the message for both directions.
