@@ -35,6 +35,12 @@ func (c *compiler) exec(o *ExecOptions) error {
 	if err != nil {
 		return err
 	}
+	if f, ok := o.Cgroup.(interface{ Frozen() (bool, error) }); ok {
+		// A process that is born in a frozen cgroup stops its launcher, who waits for it to exec.
+		if frozen, err := f.Frozen(); err == nil && frozen {
+			return errs.New(errs.Conflict, "exec in container %s: it is paused", o.ID)
+		}
+	}
 	tasks, err := c.planCgroupPlace(o.Cgroup)
 	if err != nil {
 		return err

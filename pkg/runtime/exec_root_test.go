@@ -57,17 +57,20 @@ grep -E '^(CapEff|NoNewPrivs)' /proc/self/status; readlink /proc/self/exe; exit 
 	}
 }
 
+// watchScript tells what it can see of other processes, until there is a file /stop.
+const watchScript = `
+while ! [ -e /stop ]; do for p in /proc/[0-9]*; do
+  e=$(readlink $p/exe 2>/dev/null) && case "$e" in ""|/bin/*|"/memfd:exec (deleted)"|"/memfd:init (deleted)"|"/memfd:pause (deleted)") ;; *) echo "exe $e" ;; esac
+  r=$(readlink $p/root 2>/dev/null) && case "$r" in ""|/) ;; *) echo "root $r" ;; esac
+  for f in $p/fd/*; do l=$(readlink $f 2>/dev/null) && case "$l" in ""|/dev/null|pipe:*|/proc/*|/) ;; *) echo "fd $f $l" ;; esac; done
+done; done; echo end`
+
 // TestExecHidden watches /proc from a container that may ptrace, while processes are exec'd into it: no
 // executable, root or descriptor of the host may show.
 func TestExecHidden(t *testing.T) {
 	testroot.NeedRoot(t)
 	root := testroot.Rootfs(t, t.TempDir())
-	s := spec(root, `
-while ! [ -e /stop ]; do for p in /proc/[0-9]*; do
-  e=$(readlink $p/exe 2>/dev/null) && case "$e" in ""|/bin/*|"/memfd:exec (deleted)") ;; *) echo "exe $e" ;; esac
-  r=$(readlink $p/root 2>/dev/null) && case "$r" in ""|/) ;; *) echo "root $r" ;; esac
-  for f in $p/fd/*; do l=$(readlink $f 2>/dev/null) && case "$l" in ""|/dev/null|pipe:*|/proc/*|/) ;; *) echo "fd $f $l" ;; esac; done
-done; done; echo end`)
+	s := spec(root, watchScript)
 	caps := append(s.Process.Capabilities.Bounding, "CAP_SYS_PTRACE")
 	s.Process.Capabilities = &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps}
 	p, err := runtime.Prepare(context.Background(), runtime.Options{ID: "test", Spec: s, Clamp: true})
