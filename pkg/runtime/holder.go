@@ -70,8 +70,7 @@ func (c *compiler) holder(o *HolderOptions) error {
 	return nil
 }
 
-// holderLimits sets the OOM score and the security modules' labels. A holder never execs, so its labels
-// change at once.
+// holderLimits sets the OOM score.
 func (c *compiler) holderLimits(o *HolderOptions, b *build) {
 	c.req.Gate = o.Gate
 	if o.OOMScoreAdj != nil {
@@ -82,13 +81,6 @@ func (c *compiler) holderLimits(o *HolderOptions, b *build) {
 			value := strconv.Itoa(*adj)
 			c.writeProc("set oom_score_adj to "+value, "self/oom_score_adj", value)
 		}
-	}
-	if o.ApparmorProfile != "" {
-		c.p.Subject("change to the AppArmor profile " + o.ApparmorProfile)
-		c.apparmor("changeprofile", o.ApparmorProfile)
-	}
-	if o.SelinuxLabel != "" {
-		c.writeProc("change to the SELinux label "+o.SelinuxLabel, "self/attr/current", o.SelinuxLabel)
 	}
 }
 
@@ -115,6 +107,14 @@ func (c *compiler) hold(o *HolderOptions) {
 	c.p.Subject("start a session")
 	c.p.Call(unix.SYS_SETSID)
 	c.credentials(&processPlan{proc: &specs.Process{NoNewPrivileges: true}, userns: true})
+	// A holder never execs, so its labels change at once: last, since they may forbid all of the above.
+	if o.ApparmorProfile != "" {
+		c.p.Subject("change to the AppArmor profile " + o.ApparmorProfile)
+		c.apparmor("changeprofile", o.ApparmorProfile)
+	}
+	if o.SelinuxLabel != "" {
+		c.writeProc("change to the SELinux label "+o.SelinuxLabel, "self/attr/current", o.SelinuxLabel)
+	}
 	if c.req.Gated() {
 		c.p.Subject("wait at the gate")
 		c.p.Gate(num(launch.ReportFD), num(launch.GateFD))
