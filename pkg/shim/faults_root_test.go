@@ -191,6 +191,7 @@ func BenchmarkSpawn(b *testing.B) {
 			cfg := spawnConfig(b)
 			cfg.ShmSize = 64 << 20
 			ctx := testContext(b)
+			b.ResetTimer()
 			for i := range b.N {
 				b.StopTimer()
 				dir := filepath.Join(cfg.Dir, fmt.Sprint(i))

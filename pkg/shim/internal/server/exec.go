@@ -2,6 +2,7 @@ package server
 
 import (
 	"os"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,7 +19,7 @@ type exec struct {
 	id    string
 	proc  *launch.Process // nil while it is being started
 	owner *client
-	gate  bool
+	gate  sync.Mutex // held while the gate is being opened: an exec may end before that has been seen
 }
 
 // startExec launches the process and returns the reply with the console, if there is one.
@@ -54,7 +55,7 @@ func (s *server) startExec(cl *client, m *wire.Exec, files []*os.File) (*exec, *
 		delete(s.execs, e.id)
 		return nil, nil, err
 	}
-	e.proc, e.gate = proc, req.Gate
+	e.proc = proc
 	reply := &wire.Frame{Body: wire.Marshal(&wire.Started{Pid: proc.Pid, At: time.Now()})}
 	if proc.Console != nil {
 		reply.Files = []*os.File{proc.Console} // ours is closed with the reply: if the daemon dies, the terminal hangs up
@@ -93,7 +94,9 @@ func (s *server) watchExec(e *exec) {
 	s.mu.Lock()
 	delete(s.execs, e.id)
 	s.mu.Unlock()
+	e.gate.Lock()
 	e.proc.Close()
+	e.gate.Unlock()
 	e.owner.post(&wire.Frame{Kind: wire.Event, Op: wire.EventExecExit, Body: wire.Marshal(&st)})
 	s.ended()
 }

@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cri-server/cri-server/pkg/errs"
-	"github.com/cri-server/cri-server/pkg/runtime/launch"
 	"github.com/cri-server/cri-server/pkg/shim/internal/wire"
 	"github.com/cri-server/cri-server/pkg/sys"
 )
@@ -223,15 +222,14 @@ func (s *server) states() *wire.States {
 func (s *server) open(id string) error {
 	s.mu.Lock()
 	e := s.execs[id]
-	var proc *launch.Process
-	if e != nil {
-		proc = e.proc
-	}
+	started := e != nil && e.proc != nil
 	s.mu.Unlock()
-	if proc != nil {
-		return proc.Release()
+	if !started {
+		return s.openGate(id)
 	}
-	return s.openGate(id)
+	e.gate.Lock()
+	defer e.gate.Unlock()
+	return e.proc.Release()
 }
 
 func (s *server) reopen(id string, fr *wire.Frame) error {
