@@ -17,11 +17,11 @@ import (
 // crashEnv makes the test binary a process that pulls and dies: "ROOT REFERENCE".
 const crashEnv = "CRI_IMAGE_CRASH"
 
-// TestCrashHelper is that process.
+// TestCrashHelper is that process, and nothing in every other one.
 func TestCrashHelper(t *testing.T) {
 	args := strings.Fields(os.Getenv(crashEnv))
 	if len(args) != 2 {
-		t.Skip("only as a process of TestCrashSweep")
+		return
 	}
 	if err := fault.FromEnv(); err != nil {
 		t.Fatal(err)
