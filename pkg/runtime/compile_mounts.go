@@ -243,8 +243,7 @@ func (c *compiler) checkDevice(slot program.Slot, kind uint64, major, minor int6
 	c.p.Load(c.buf.Word(rdev), 1<<64-1).Want(uint64(major)|uint64(minor)<<32, errno)
 }
 
-// makeVoid makes the empty filesystem that masks directories. It is attached below where the root
-// filesystem will be, since only attached mounts can be cloned before 6.15, and goes with the old root.
+// makeVoid makes an empty filesystem.
 func (c *compiler) makeVoid(slot program.Slot) {
 	c.p.Subject("make the filesystem that masks directories")
 	c.p.Call(unix.SYS_FSOPEN, c.p.Str("tmpfs"), num(unix.FSOPEN_CLOEXEC)).Save(c.aux)
@@ -255,10 +254,10 @@ func (c *compiler) makeVoid(slot program.Slot) {
 	const attrs = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
 	c.p.Call(unix.SYS_FSMOUNT, c.aux.Val(), num(unix.FSMOUNT_CLOEXEC), num(attrs)).Save(slot)
 	c.close(c.aux)
-	c.overRoot(slot.Val())
 }
 
-// overRoot attaches a detached mount on top of the launcher's root directory. Paths still start below it.
-func (c *compiler) overRoot(tree program.Arg) {
-	c.p.Call(unix.SYS_MOVE_MOUNT, tree, c.p.Str(""), cwd, c.p.Str("/"), num(unix.MOVE_MOUNT_F_EMPTY_PATH))
+// attachAt attaches a detached mount to a directory of the launcher's. On top of "/" paths still start
+// below it.
+func (c *compiler) attachAt(tree program.Arg, path string) {
+	c.p.Call(unix.SYS_MOVE_MOUNT, tree, c.p.Str(""), cwd, c.p.Str(path), num(unix.MOVE_MOUNT_F_EMPTY_PATH))
 }

@@ -276,3 +276,27 @@ func TestUserNamespaceSharedPID(t *testing.T) {
 	}
 	has(t, r.out, "    1 pause", "0", "44")
 }
+
+// TestNewUserNamespaceInOldNetwork joins what another user namespace owns, and makes a user namespace.
+func TestNewUserNamespaceInOldNetwork(t *testing.T) {
+	testroot.NeedRoot(t)
+	root := testroot.Rootfs(t, t.TempDir())
+	os.Chown(root, 200000, 200000)
+	_, pid := pod(t, runtime.HolderOptions{Namespaces: podTypes, Hostname: "older"})
+	s := spec(root, "readlink /proc/self/ns/net; hostname; cat /proc/self/uid_map; echo pid $$")
+	s.Hostname = ""
+	maps := []specs.LinuxIDMapping{{ContainerID: 0, HostID: 200000, Size: 10}}
+	s.Linux.UIDMappings, s.Linux.GIDMappings = maps, maps
+	s.Mounts = append(s.Mounts[:4], s.Mounts[4]) // no sysfs: it belongs to the network's owner
+	s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = nil, nil
+	s.Linux.Namespaces = []specs.LinuxNamespace{
+		{Type: specs.UserNamespace}, {Type: specs.MountNamespace}, {Type: specs.PIDNamespace}, {Type: specs.IPCNamespace},
+		{Type: specs.NetworkNamespace, Path: fmt.Sprintf("/proc/%d/ns/net", pid)}, {Type: specs.UTSNamespace, Path: fmt.Sprintf("/proc/%d/ns/uts", pid)},
+	}
+	r, err := run(t, runtime.Options{Spec: s})
+	if err != nil {
+		t.Fatal(err)
+	}
+	net, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid))
+	has(t, r.out, net, "older", "         0     200000         10", "pid 1")
+}

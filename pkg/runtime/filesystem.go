@@ -16,9 +16,12 @@ func (c *compiler) filesystem(o *Options, b *build) error {
 	void, null := c.p.Slot("void"), c.p.Slot("null")
 	if len(l.MaskedPaths) > 0 {
 		c.makeVoid(void)
+		// Only attached mounts can be cloned before 6.15. Every launcher has a /proc, which the program does
+		// not look at and which goes with the old root.
+		c.attachAt(void.Val(), "/proc")
 	}
 	c.p.Subject("attach the root filesystem")
-	c.overRoot(root)
+	c.attachAt(root, "/")
 	c.compileMounts(root, b.mounts)
 	if err := c.dev(o.Spec, b); err != nil {
 		return err
@@ -59,7 +62,7 @@ func (c *compiler) enterRoot(o *Options, b *build) error {
 	if o.NoPivot {
 		c.p.Call(unix.SYS_CHROOT, c.p.Str("."))
 	} else {
-		c.pivot(len(o.Spec.Linux.MaskedPaths) > 0)
+		c.pivot()
 	}
 	c.p.Call(unix.SYS_CHDIR, c.p.Str("/"))
 	c.p.Subject("set the root filesystem's attributes")
@@ -78,12 +81,8 @@ func (c *compiler) enterRoot(o *Options, b *build) error {
 	return nil
 }
 
-// pivot puts the old root on top of the new one, which is the working directory, and takes it off again:
-// first what lay between them, when there was something.
-func (c *compiler) pivot(void bool) {
+// pivot puts the old root on top of the new one, which is the working directory, and takes it off again.
+func (c *compiler) pivot() {
 	c.p.Call(unix.SYS_PIVOT_ROOT, c.p.Str("."), c.p.Str("."))
-	if void {
-		c.p.Call(unix.SYS_UMOUNT2, c.p.Str("."), num(unix.MNT_DETACH))
-	}
 	c.p.Call(unix.SYS_UMOUNT2, c.p.Str("."), num(unix.MNT_DETACH))
 }

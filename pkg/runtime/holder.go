@@ -90,9 +90,10 @@ func (c *compiler) emptyRoot() {
 	c.p.Call(unix.SYS_MOUNT, nilp, c.p.Str("/"), nilp, num(unix.MS_REC|unix.MS_SLAVE), nilp)
 	void := c.p.Slot("void")
 	c.makeVoid(void)
+	c.attachAt(void.Val(), "/")
 	c.p.Subject("enter the empty root")
 	c.p.Call(unix.SYS_FCHDIR, void.Val())
-	c.pivot(false)
+	c.pivot()
 	c.p.Call(unix.SYS_CHDIR, c.p.Str("/"))
 }
 
