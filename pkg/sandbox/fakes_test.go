@@ -71,13 +71,12 @@ func (m *machine) pid() int { m.nextPid++; return m.nextPid }
 
 // proc is a process: the holder or a container's.
 type proc struct {
-	id       string
-	pid      int
-	cgroup   string
-	started  time.Time
-	exit     *Exit
-	ignores  bool // SIGTERM
-	exitsNow bool
+	id      string
+	pid     int
+	cgroup  string
+	started time.Time
+	exit    *Exit
+	ignores bool // SIGTERM
 }
 
 // shimProc is a shim; it lives on when the manager that spawned it is gone.

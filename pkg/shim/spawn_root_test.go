@@ -382,7 +382,7 @@ func TestTerminal(t *testing.T) {
 	if got := b.log(t, "0.log"); !strings.HasPrefix(got, "stdout F hi\r\n") {
 		t.Errorf("log %q", got)
 	}
-	b = start(t, c, "c2", "wait")
+	start(t, c, "c2", "wait")
 	if err := c.Resize(ctx, "c2", 1, 1); !errs.Is(err, errs.Invalid) {
 		t.Errorf("resize without a terminal: %v", err)
 	}

@@ -117,11 +117,11 @@ func bpf[T any](cmd int, attr *T, keep ...any) (int, error) {
 type loadAttr struct {
 	kind, count    uint32
 	insns, license uint64
-	logLevel       uint32
-	logSize        uint32
-	logBuf         uint64
-	kernVersion    uint32
-	flags          uint32
+	_              uint32 // logLevel
+	_              uint32 // logSize
+	_              uint64 // logBuf
+	_              uint32 // kernVersion
+	_              uint32 // flags
 	name           [16]byte
 }
 
@@ -160,9 +160,9 @@ type attachAttr struct{ target, prog, kind, flags, replace uint32 }
 
 // queryAttr is union bpf_attr of BPF_PROG_QUERY.
 type queryAttr struct {
-	target, kind, query, attached uint32
-	ids                           uint64
-	count, _                      uint32
+	target, kind, _, attached uint32
+	ids                       uint64
+	count, _                  uint32
 }
 
 // attached opens the device programs attached to the group itself.

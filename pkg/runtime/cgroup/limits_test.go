@@ -267,11 +267,9 @@ func TestStats(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		unit := uint64(1)
-		if m == V2 {
-			unit = 1000 // v2 counts microseconds
+		if m == V2 { // it counts microseconds
 			s.CPU.Usage, s.CPU.User, s.CPU.System, s.CPU.Throttled = s.CPU.Usage/10, s.CPU.User/10, s.CPU.System/10, 2
-			s.CPU.ThrottledTime /= 10 * unit / 1000
+			s.CPU.ThrottledTime /= 10
 			s.Memory.Peak, s.Memory.Mapped, s.Memory.Faults, s.Memory.MajorFaults, s.Memory.Kernel, s.Memory.Failures = 9000, 100, 9, 1, 512, 3
 		}
 		if c := s.CPU; c.Usage != 1000 || c.User != 600 || c.System != 400 || c.Periods != 5 || c.Throttled != 2 || c.ThrottledTime != 300 {

@@ -55,7 +55,7 @@ func newConsole(terminal, detach bool, socket string) (*console, error) {
 		c.theirs = append(c.theirs, w)
 		c.copies = append(c.copies, func() {
 			c.output.Add(1)
-			go func() { defer c.output.Done(); io.Copy(f, r); r.Close() }()
+			go func() { defer c.output.Done(); _, _ = io.Copy(f, r); r.Close() }()
 		})
 	}
 	return c, nil

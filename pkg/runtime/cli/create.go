@@ -127,7 +127,7 @@ func (cr *creation) do() (code int, err error) {
 		return 0, nil
 	}
 	if err := cr.release(); err != nil {
-		cr.proc.Kill(unix.SIGKILL)
+		_ = cr.proc.Kill(unix.SIGKILL)
 		return 0, err
 	}
 	if cr.detach {
@@ -230,7 +230,7 @@ func (cr *creation) claim() error {
 	cr.c = c
 	err = cr.intend()
 	if err != nil {
-		removeState(c.dir)
+		_ = removeState(c.dir)
 		c.close()
 	}
 	return err

@@ -56,7 +56,7 @@ func (l *logger) write(level, msg string) {
 			Msg   string `json:"msg"`
 			Time  string `json:"time"`
 		}{level, msg, now})
-		out.Write(append(line, '\n'))
+		_, _ = out.Write(append(line, '\n'))
 	case isTerminal(out):
 		tag := "ERRO"
 		if level != "error" {

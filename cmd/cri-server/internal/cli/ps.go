@@ -91,7 +91,6 @@ func (a *app) listPods(cmd *cobra.Command, c *client, quiet bool) error {
 // rows prints a table, or one column without its name.
 func (a *app) rows(quiet bool, header []string, rows [][]string) error {
 	if quiet {
-		header, rows = nil, rows[:len(rows):len(rows)]
 		if len(rows) == 0 {
 			return nil
 		}

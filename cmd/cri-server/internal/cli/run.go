@@ -71,7 +71,6 @@ type runner struct {
 	command        []string
 	logs           string // a directory
 	pod, container string
-	podConfig      *cri.PodSandboxConfig
 }
 
 func (r *runner) run(cmd *cobra.Command) (code int, err error) {

@@ -166,8 +166,11 @@ const bodySeals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | uni
 // while it is read.
 func readSealed(f *os.File, n int) ([]byte, error) {
 	seals, err := unix.FcntlInt(f.Fd(), unix.F_GET_SEALS, 0)
-	if err != nil || seals&bodySeals != bodySeals {
-		return nil, fmt.Errorf("the descriptor of a body is not a sealed memfd (seals %#x): %v", seals, err)
+	if err != nil {
+		return nil, fmt.Errorf("the descriptor of a body is not a memfd: %w", err)
+	}
+	if seals&bodySeals != bodySeals {
+		return nil, fmt.Errorf("the descriptor of a body is not a sealed memfd (seals %#x)", seals)
 	}
 	body := make([]byte, n)
 	if _, err := f.ReadAt(body, 0); err != nil {
