@@ -95,7 +95,7 @@ func (s *Server) ContainerStatus(_ context.Context, req *cri.ContainerStatusRequ
 	}
 	resp := &cri.ContainerStatusResponse{Status: s.containerStatus(c)}
 	if req.GetVerbose() {
-		resp.Info, err = encodeInfo(containerInfo(c))
+		resp.Info, err = encodeInfo(s.containerInfo(c))
 	}
 	return resp, err
 }

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"encoding/json"
 	"strings"
 	"time"
 
@@ -125,11 +126,18 @@ func (s *Server) containerStatus(c *sandbox.Container) *cri.ContainerStatus {
 }
 
 // containerInfo is the verbose part of a container's status.
-func containerInfo(c *sandbox.Container) map[string]any {
-	return map[string]any{"info": struct {
-		SandboxID  string               `json:"sandboxID"`
-		Pid        int                  `json:"pid"`
-		CgroupPath string               `json:"cgroupPath,omitempty"`
-		Config     *cri.ContainerConfig `json:"config"`
-	}{c.PodID, c.Pid, c.CgroupPath, c.Config}}
+func (s *Server) containerInfo(c *sandbox.Container) map[string]any {
+	info := struct {
+		SandboxID   string               `json:"sandboxID"`
+		Pid         int                  `json:"pid"`
+		CgroupPath  string               `json:"cgroupPath,omitempty"`
+		Config      *cri.ContainerConfig `json:"config"`
+		RuntimeSpec json.RawMessage      `json:"runtimeSpec,omitempty"`
+	}{c.PodID, c.Pid, c.CgroupPath, c.Config, nil}
+	if s.cfg.Spec != nil {
+		if spec, err := s.cfg.Spec(c); err == nil && json.Valid(spec) {
+			info.RuntimeSpec = spec
+		}
+	}
+	return map[string]any{"info": info}
 }

@@ -92,7 +92,7 @@ func encodeInfo(values map[string]any) (map[string]string, error) {
 		if err != nil {
 			return nil, fmt.Errorf("encode info %s: %w", k, err)
 		}
-		out[k] = string(b)
+		out[k] = strings.ToValidUTF8(string(b), "\uFFFD")
 	}
 	return out, nil
 }

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/cri-server/cri-server/pkg/sandbox"
 	"github.com/cri-server/cri-server/pkg/server/admin"
 )
 
@@ -38,6 +39,8 @@ type Config struct {
 	Features Features
 	// Info gives the values of a verbose Status, each of which is encoded as JSON. May be nil.
 	Info func() map[string]any
+	// Spec reads the OCI spec of a container, as JSON, for a verbose status; an error leaves it out. May be nil.
+	Spec func(c *sandbox.Container) ([]byte, error)
 	// Admin answers the operator's command line; nil leaves its service out.
 	Admin admin.Service
 	// Metrics is where the request metrics are registered; nil registers them nowhere.

@@ -343,6 +343,22 @@ func TestStatuses(t *testing.T) {
 	}
 }
 
+func TestVerboseContainerStatus(t *testing.T) {
+	ctr := containerOf("c", "p", sandbox.Running, nil)
+	c := start(t, &fake{containers: []*sandbox.Container{ctr}}, func(cfg *Config) {
+		cfg.Spec = func(c *sandbox.Container) ([]byte, error) { return []byte(`{"ociVersion":"` + c.ID + `"}`), nil }
+	})
+	r, err := c.ContainerStatus(t.Context(), &cri.ContainerStatusRequest{ContainerId: "c", Verbose: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{`"pid":7`, `"sandboxID":"p"`, `"runtimeSpec":{"ociVersion":"c"}`} {
+		if !strings.Contains(r.Info["info"], want) {
+			t.Errorf("info %s has no %s", r.Info["info"], want)
+		}
+	}
+}
+
 func TestImages(t *testing.T) {
 	f := &fake{images: []*image.Image{{ID: "sha256:1", RepoTags: []string{"r:1", "s:2"}, Size: 9}, {ID: "sha256:2", RepoTags: []string{"t:1"}}}}
 	f.images[1].Config.User = "\xff"

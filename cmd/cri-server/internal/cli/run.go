@@ -166,24 +166,29 @@ func (r *runner) configs() (*cri.PodSandboxConfig, *cri.ContainerConfig, error) 
 	return pod, ctr, errors.Join(setUser(sc, r.o.user), setEnv(ctr, r.o.env), setVolumes(ctr, r.o.volumes), setPorts(pod, r.o.ports))
 }
 
-// stream connects to the container until it ends. Without a terminal the outputs are read from the log, which
-// has everything from the first byte; attaching could come too late for that.
+// stream connects to the container until it ends. The outputs are read from the log, which has everything from
+// the first byte; attaching could come too late for that. Only who types into a terminal is attached, after
+// what was written until then.
 func (r *runner) stream(ctx context.Context) error {
-	if r.o.tty || r.o.stdin {
-		resp, err := r.c.Attach(ctx, &cri.AttachRequest{ContainerId: r.container, Stdin: r.o.stdin, Stdout: true, Stderr: !r.o.tty, Tty: r.o.tty})
-		if err == nil && r.o.tty {
-			_, err = r.session(ctx, resp.GetUrl(), r.o.stdin, true, true)
+	l := &logReader{path: filepath.Join(r.logs, "log"), out: r.out, err: r.app.err, tail: -1}
+	if !r.o.stdin {
+		return l.follow(ctx, func() bool { return !r.c.runs(ctx, r.container) })
+	}
+	resp, err := r.c.Attach(ctx, &cri.AttachRequest{ContainerId: r.container, Stdin: true, Stdout: true, Stderr: !r.o.tty, Tty: r.o.tty})
+	switch {
+	case err != nil && r.c.runs(ctx, r.container):
+		return err
+	case err == nil && r.o.tty:
+		if err := l.print(); err != nil {
 			return err
 		}
-		if err == nil {
-			ctx, cancel := context.WithCancel(ctx)
-			defer cancel()
-			go func() { _, _ = r.session(ctx, resp.GetUrl(), true, false, false) }() // ends with the container, or with ctx
-		} else if r.c.runs(ctx, r.container) {
-			return err // one that has ended already has all it wrote in its log
-		}
+		_, err = r.session(ctx, resp.GetUrl(), true, true, true)
+		return err
+	case err == nil:
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		go func() { _, _ = r.session(ctx, resp.GetUrl(), true, false, false) }() // ends with the container, or with ctx
 	}
-	l := &logReader{path: filepath.Join(r.logs, "log"), out: r.out, err: r.app.err, tail: -1}
 	return l.follow(ctx, func() bool { return !r.c.runs(ctx, r.container) })
 }
 

@@ -84,7 +84,7 @@ func (p *parts) close() {
 }
 
 func imageConfig(cfg *config.Config) image.Config {
-	return image.Config{Root: imageDir(cfg), CertsDir: cfg.Image.CertsDir, AuthFiles: cfg.Image.AuthFiles, Mirror: cfg.Image.Mirror,
+	return image.Config{Root: cfg.Root, CertsDir: cfg.Image.CertsDir, AuthFiles: cfg.Image.AuthFiles, Mirror: cfg.Image.Mirror,
 		Platform: cfg.Image.Platform, Pinned: cfg.Image.Pinned, Parallel: cfg.Image.Parallel}
 }
 

@@ -19,6 +19,7 @@ import (
 
 	"github.com/cri-server/cri-server/cmd/cri-server/internal/config"
 	"github.com/cri-server/cri-server/pkg/fault"
+	"github.com/cri-server/cri-server/pkg/sandbox"
 	"github.com/cri-server/cri-server/pkg/server"
 	"github.com/cri-server/cri-server/pkg/stream"
 )
@@ -58,6 +59,7 @@ func Run(ctx context.Context, cfg *config.Config, version string) error {
 		Sandboxes: parts.pods, Images: parts.images, Networks: parts.nets, Stats: parts.stats, Streams: streams, Admin: parts,
 		Version: semver(version), Handlers: cfg.RuntimeHandlers, Features: features(parts.host),
 		Info: func() map[string]any { return info(cfg, parts) }, Metrics: reg,
+		Spec: func(c *sandbox.Container) ([]byte, error) { return os.ReadFile(specFile(cfg, c)) },
 	})
 	listener, err := listen(cfg.Socket)
 	if err != nil {
@@ -112,5 +114,7 @@ func networkDirs(cfg *config.Config) (cache, state string) {
 	return filepath.Join(cfg.Root, "cni"), filepath.Join(cfg.Root, "network")
 }
 
-// imageDir is where pkg/image keeps things.
-func imageDir(cfg *config.Config) string { return filepath.Join(cfg.Root, "image") }
+// specFile is where pkg/sandbox writes a container's spec.
+func specFile(cfg *config.Config, c *sandbox.Container) string {
+	return filepath.Join(cfg.State, "pods", c.PodID, c.ID, "config.json")
+}
