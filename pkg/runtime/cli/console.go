@@ -48,7 +48,7 @@ func newConsole(terminal, detach bool, socket string) (*console, error) {
 		if i == 0 {
 			c.stdio[i] = r
 			c.theirs = append(c.theirs, r)
-			c.copies = append(c.copies, func() { go func() { io.Copy(w, os.Stdin); w.Close() }() })
+			c.copies = append(c.copies, func() { go func() { _, _ = io.Copy(w, os.Stdin); w.Close() }() })
 			continue
 		}
 		c.stdio[i] = w
@@ -85,9 +85,9 @@ func (c *console) handOver(master *os.File) error {
 	if err := c.raw(); err != nil {
 		return err
 	}
-	go io.Copy(master, os.Stdin)
+	go func() { _, _ = io.Copy(master, os.Stdin) }()
 	c.output.Add(1)
-	go func() { defer c.output.Done(); io.Copy(os.Stdout, master) }() // ends with EIO once nobody has the terminal
+	go func() { defer c.output.Done(); _, _ = io.Copy(os.Stdout, master) }() // ends with EIO once nobody has the terminal
 	return nil
 }
 
