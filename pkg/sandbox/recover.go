@@ -25,6 +25,9 @@ func Open(ctx context.Context, cfg Config, images Images, nets Networks, shims S
 	if err != nil {
 		return nil, err
 	}
+	if err := m.makeDirs(); err != nil {
+		return nil, err
+	}
 	if m.lock, err = lockRoot(m.dirs.lock()); err != nil {
 		return nil, err
 	}
@@ -51,12 +54,16 @@ func newManager(cfg Config, images Images, nets Networks, shims Shims) (*Manager
 	m := &Manager{cfg: cfg, dirs: layout{cfg.Root, cfg.State}, images: images, nets: nets, shims: shims, trash: newTrashman()}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	m.snap.Store(emptySnapshot())
+	return m, nil
+}
+
+func (m *Manager) makeDirs() error {
 	for _, d := range []string{m.dirs.pods(), m.dirs.runs()} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
-			return nil, fmt.Errorf("make state directory: %w", err)
+			return fmt.Errorf("make state directory: %w", err)
 		}
 	}
-	return m, nil
+	return nil
 }
 
 // Plan is what a start found and will do about it.
@@ -189,13 +196,14 @@ func (m *Manager) planPod(ctx context.Context, p *Plan, rec *podRecord) {
 		return
 	}
 	states := m.askShim(ctx, p, rec)
+	for _, c := range p.found.containersOf(id) { // before the pod, whose end takes theirs for known
+		m.planContainer(p, c, states)
+	}
 	switch {
 	case rec.creating():
 		p.add("remove", "pod "+id, "it was being made", func(ctx context.Context) error { return m.dropPod(ctx, id) })
-		return
 	case rec.Removing:
 		p.add("remove", "pod "+id, "it was being removed", func(ctx context.Context) error { return m.dropPod(ctx, id) })
-		return
 	case rec.ready() && p.shims[id] == nil:
 		p.add("end", "pod "+id, "its shim has died", func(ctx context.Context) error {
 			m.podLost(id, "its shim has died")
@@ -207,9 +215,6 @@ func (m *Manager) planPod(ctx context.Context, p *Plan, rec *podRecord) {
 	case rec.TornDownAt.IsZero() && rec.Message == holderDied && p.shims[id] != nil:
 	case rec.TornDownAt.IsZero():
 		p.add("end", "pod "+id, "it was being stopped", func(ctx context.Context) error { return m.teardownPod(ctx, id) })
-	}
-	for _, c := range p.found.containersOf(id) {
-		m.planContainer(p, c, states)
 	}
 }
 
@@ -344,7 +349,7 @@ func (m *Manager) apply(ctx context.Context, p *Plan) {
 		m.watch(id, shim)
 	}
 	for _, a := range p.Actions {
-		if err := a.do(ctx); err != nil {
+		if err := m.perform(ctx, a); err != nil {
 			m.logger(ctx).Error(err, "Recovered only in part", "action", a.Verb, "subject", a.Subject)
 		}
 	}
@@ -368,6 +373,16 @@ func (m *Manager) apply(ctx context.Context, p *Plan) {
 	m.trash.sweep(m.dirs.stateTrash())
 	m.trash.wait()
 }
+
+// perform bounds an action: a start that hangs on one pod serves none.
+func (m *Manager) perform(ctx context.Context, a Action) error {
+	ctx, cancel := context.WithTimeout(ctx, recoverTime)
+	defer cancel()
+	return a.do(ctx)
+}
+
+// recoverTime bounds one action of a start. What it leaves undone is tried again in the background.
+const recoverTime = 30 * time.Second
 
 func (m *Manager) sweepTemp(podID string) {
 	for _, dir := range []string{m.dirs.pod(podID), m.dirs.containers(podID), m.dirs.run(podID)} {

@@ -50,25 +50,30 @@ func (t table[T]) run(ctx context.Context, m *Manager, job T) error {
 }
 
 func (t table[T]) runStage(ctx context.Context, m *Manager, st stage[T], job T) error {
-	if len(st) == 1 {
-		return t.runStep(ctx, m, st[0], job)
+	return atOnce(len(st), func(i int) error { return t.runStep(ctx, m, st[i], job) })
+}
+
+// atOnce runs do for 0 to n-1 at the same time and returns when all have ended, with all their errors.
+func atOnce(n int, do func(int) error) error {
+	if n == 1 {
+		return do(0)
 	}
 	type result struct {
 		err  error
 		died bool
 	}
-	results := make(chan result, len(st))
-	for _, s := range st {
+	results := make(chan result, n)
+	for i := range n {
 		go func() {
 			r := result{died: true}
 			defer func() { results <- r }()
-			r.err = t.runStep(ctx, m, s, job)
+			r.err = do(i)
 			r.died = false
 		}()
 	}
 	var all []error
 	died := false
-	for range st {
+	for range n {
 		r := <-results
 		all, died = append(all, r.err), died || r.died
 	}

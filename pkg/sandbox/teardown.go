@@ -46,21 +46,22 @@ func (m *Manager) teardownPod(ctx context.Context, id string) error {
 func (t *podTeardown) rec() *podRecord { return t.m.snap.Load().pods[t.id].rec }
 
 func (t *podTeardown) containers(ctx context.Context) error {
-	var all []error
-	for _, c := range t.m.snap.Load().containersOf(t.id) {
-		unlock, err := t.m.ops.lock(ctx, c.ID)
+	err := t.each(ctx, t.m.teardownContainer)
+	t.hold = t.hold || err != nil
+	return err
+}
+
+// each does something to every container of the pod at the same time, each under its lock.
+func (t *podTeardown) each(ctx context.Context, do func(context.Context, string) error) error {
+	list := t.m.snap.Load().containersOf(t.id)
+	return atOnce(len(list), func(i int) error {
+		unlock, err := t.m.ops.lock(ctx, list[i].ID)
 		if err != nil {
 			return err
 		}
-		err = t.m.teardownContainer(ctx, c.ID)
-		unlock()
-		all = append(all, err)
-	}
-	if err := errors.Join(all...); err != nil {
-		t.hold = true
-		return err
-	}
-	return nil
+		defer unlock()
+		return do(ctx, list[i].ID)
+	})
 }
 
 func (t *podTeardown) network(ctx context.Context) error {
@@ -147,16 +148,7 @@ var removePodTable = table[*podTeardown]{"RemovePodSandbox", []stage[*podTeardow
 }}
 
 func (t *podTeardown) removeContainers(ctx context.Context) error {
-	var all []error
-	for _, c := range t.m.snap.Load().containersOf(t.id) {
-		unlock, err := t.m.ops.lock(ctx, c.ID)
-		if err != nil {
-			return err
-		}
-		all = append(all, t.m.dropContainer(ctx, c.ID))
-		unlock()
-	}
-	return errors.Join(all...)
+	return t.each(ctx, t.m.dropContainer)
 }
 
 func (t *podTeardown) drop(context.Context) error {
@@ -210,13 +202,14 @@ func (t *containerTeardown) rec() *containerRecord { return t.m.snap.Load().cont
 func (t *containerTeardown) process(ctx context.Context) error {
 	rec := t.rec()
 	shim, _ := t.m.live.pod(rec.PodID).get()
-	waits := rec.running()
+	waits, ended := rec.running(), false
 	if shim != nil && !rec.exited() {
 		err := shim.Signal(ctx, t.id, syscall.SIGKILL)
 		switch {
 		case err == nil:
 			waits = true
 		case errs.Is(err, errs.NotFound):
+			ended = true
 		case isClosed(shim.Done()):
 		default:
 			return fmt.Errorf("kill: %w", err)
@@ -228,7 +221,28 @@ func (t *containerTeardown) process(ctx context.Context) error {
 	if !waits {
 		return nil
 	}
+	if ended {
+		t.m.learnEnd(ctx, rec, shim)
+	}
 	return t.m.awaitEnd(ctx, rec, shim)
+}
+
+// learnEnd asks the shim for the end of a container that it has told of before anybody listened.
+func (m *Manager) learnEnd(ctx context.Context, rec *containerRecord, shim Shim) {
+	states, err := shim.States(ctx)
+	if err != nil {
+		return // the shim has died: who waits sees that
+	}
+	for _, st := range states {
+		if st.ID != rec.ID {
+			continue
+		}
+		if st.Exited {
+			m.commitExit(rec.ID, st.Exit, "", "")
+		}
+		return
+	}
+	m.recordLost(rec)
 }
 
 // awaitEnd waits until the end of a killed container is recorded.
