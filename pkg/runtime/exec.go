@@ -4,12 +4,10 @@ import (
 	"context"
 	"fmt"
 	"os"
-	goruntime "runtime"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/cri-server/cri-server/pkg/errs"
-	"github.com/cri-server/cri-server/pkg/runtime/seccomp"
 )
 
 // PrepareExec makes a program that runs a further process in a container: it joins the container's
@@ -48,9 +46,9 @@ func (c *compiler) exec(o *ExecOptions) error {
 	if err := c.planProcfs(); err != nil {
 		return err
 	}
-	filter, err := seccomp.Compile(l.Seccomp, goruntime.GOARCH)
+	filter, err := compileFilter(l.Seccomp)
 	if err != nil {
-		return errs.New(errs.Invalid, "exec in container %s: %w", o.ID, err)
+		return fmt.Errorf("exec in container %s: %w", o.ID, err)
 	}
 	var extra []int
 	for _, f := range o.ExtraFiles {

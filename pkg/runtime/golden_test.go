@@ -352,6 +352,10 @@ func TestRefused(t *testing.T) {
 		{"oomScoreAdj 1001", errs.Invalid, func(o *Options) { n := 1001; o.Spec.Process.OOMScoreAdj = &n }},
 		{`policy "SCHED_X" is unknown`, errs.Invalid, func(o *Options) { o.Spec.Process.Scheduler = &specs.Scheduler{Policy: "SCHED_X"} }},
 		{"ioPriority: class", errs.Invalid, func(o *Options) { o.Spec.Process.IOPriority = &specs.LinuxIOPriority{Class: "X"} }},
+		{"SCMP_ACT_NOTIFY is not supported", errs.Unsupported, func(o *Options) {
+			o.Spec.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, ListenerPath: "/agent", Syscalls: []specs.LinuxSyscall{{Names: []string{"mkdir"}, Action: specs.ActNotify}}}
+		}},
+		{"hooks are not supported", errs.Unsupported, func(o *Options) { o.Spec.Hooks = &specs.Hooks{StartContainer: []specs.Hook{{Path: "/x"}}} }},
 		{"-1:0 is no device number", errs.Invalid, func(o *Options) {
 			o.Spec.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/x", Type: "c", Major: -1}}
 		}},

@@ -60,6 +60,9 @@ func prepare(h host, o Options) (*Prepared, error) {
 // plan opens everything and decides everything; what is left is to write it down as operations.
 func (c *compiler) plan(o *Options, b *build) error {
 	l := o.Spec.Linux
+	if err := checkHooks(o.Spec.Hooks); err != nil {
+		return fmt.Errorf("container %s: %w", o.ID, err)
+	}
 	b.uidMaps, b.gidMaps = l.UIDMappings, l.GIDMappings
 	if err := c.planNamespaces(l.Namespaces, o.Namespaces, &b.ns); err != nil {
 		return fmt.Errorf("container %s: %w", o.ID, err)
@@ -79,8 +82,8 @@ func (c *compiler) plan(o *Options, b *build) error {
 	if err := c.planProcfs(); err != nil {
 		return err
 	}
-	if b.filter, err = seccomp.Compile(l.Seccomp, goruntime.GOARCH); err != nil {
-		return errs.New(errs.Invalid, "container %s: %w", o.ID, err)
+	if b.filter, err = compileFilter(l.Seccomp); err != nil {
+		return fmt.Errorf("container %s: %w", o.ID, err)
 	}
 	if err := c.planRootfs(o, b); err != nil {
 		return err
@@ -92,6 +95,26 @@ func (c *compiler) plan(o *Options, b *build) error {
 		b.extra = append(b.extra, c.files.add(f, false))
 	}
 	return c.planDevices(o, b)
+}
+
+// compileFilter compiles a seccomp profile, and refuses what nobody here would answer.
+func compileFilter(profile *specs.LinuxSeccomp) (seccomp.Filter, error) {
+	f, err := seccomp.Compile(profile, goruntime.GOARCH)
+	if err != nil {
+		return f, errs.With(errs.Invalid, err)
+	}
+	if f.Notify {
+		return f, errs.New(errs.Unsupported, "seccomp: SCMP_ACT_NOTIFY is not supported yet")
+	}
+	return f, nil
+}
+
+// checkHooks refuses hooks that only the program could run. All others are the caller's.
+func checkHooks(h *specs.Hooks) error {
+	if h != nil && len(h.CreateContainer)+len(h.StartContainer) > 0 {
+		return errs.New(errs.Unsupported, "createContainer and startContainer hooks are not supported yet")
+	}
+	return nil
 }
 
 // planUserns fills in what a new user namespace needs of the launcher.
