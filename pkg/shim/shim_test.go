@@ -278,7 +278,7 @@ func TestBackgroundProcessDoesNotHoldTheExit(t *testing.T) {
 
 func TestReopenLogLosesNoLine(t *testing.T) {
 	c := dial(t, inProcess(t))
-	const lines = 20000
+	const lines = 5000
 	b := start(t, c, "c1", fmt.Sprintf("tick:%d", lines))
 	ctx := testContext(t)
 	var names []string

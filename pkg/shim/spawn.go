@@ -180,7 +180,7 @@ func listen(dir *os.File) (int, error) {
 	}
 	err = os.NewSyscallError("fchmod", unix.Fchmod(fd, 0o600))
 	if err == nil {
-		if err = unix.Unlinkat(int(dir.Fd()), server.Socket, 0); err == unix.ENOENT {
+		if err = unix.Unlinkat(int(dir.Fd()), server.Socket, 0); errors.Is(err, unix.ENOENT) {
 			err = nil
 		}
 	}
@@ -205,14 +205,14 @@ func connect(dir *os.File) (int, error) {
 	}
 	for {
 		err = unix.Connect(fd, address(dir))
-		if err != unix.EINTR {
+		if !errors.Is(err, unix.EINTR) {
 			break
 		}
 	}
 	switch {
-	case err == unix.ENOENT || err == unix.ECONNREFUSED:
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED):
 		err = errs.New(errs.NotFound, "no shim lives there: %w", err)
-	case err == unix.EAGAIN:
+	case errors.Is(err, unix.EAGAIN):
 		err = errs.New(errs.Unavailable, "the shim does not accept connections: %w", err)
 	case err != nil:
 		err = os.NewSyscallError("connect", err)
