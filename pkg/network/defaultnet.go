@@ -286,6 +286,9 @@ func (m *Manager) RemoveDefault(ctx context.Context) error {
 		}
 	}
 	if l, err := netlink.LinkByName(m.cfg.DefaultNetwork.BridgeName); err == nil && l.Type() == "bridge" {
+		if err := removePorts(l.Attrs().Index); err != nil {
+			return err
+		}
 		if err := netlink.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
 			return fmt.Errorf("remove bridge %s: %w", l.Attrs().Name, err)
 		}
@@ -297,6 +300,24 @@ func (m *Manager) RemoveDefault(ctx context.Context) error {
 	}
 	m.defNet = nil
 	return errors.Join(os.RemoveAll(filepath.Join(m.cfg.StateDir, leasesDir)), removeFile(m.defaultFile()))
+}
+
+// removePorts removes the links of a bridge that no pod is attached to any more. They would go with the network
+// namespaces that hold their other ends, but the kernel takes its time for those.
+func removePorts(bridge int) error {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return fmt.Errorf("list links: %w", err)
+	}
+	for _, l := range links {
+		if l.Attrs().MasterIndex != bridge || l.Type() != "veth" {
+			continue
+		}
+		if err := netlink.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
+			return fmt.Errorf("remove link %s: %w", l.Attrs().Name, err)
+		}
+	}
+	return nil
 }
 
 func removeFile(path string) error {

@@ -142,7 +142,7 @@ func survey() (map[string]bool, error) {
 	for _, l := range links {
 		found["link "+l.Attrs().Name] = true
 	}
-	for _, pattern := range []string{"/sys/fs/cgroup/*", "/sys/fs/cgroup/*/*", "/run/netns/*", "/run/cri-server*", "/var/lib/cri-server*"} {
+	for _, pattern := range []string{"/sys/fs/cgroup/cri-server*", "/sys/fs/cgroup/*/cri-server*", "/run/netns/*", "/run/cri-server*", "/var/lib/cri-server*"} {
 		names, _ := filepath.Glob(pattern)
 		for _, n := range names {
 			if st, err := os.Stat(n); err == nil && (st.IsDir() || !strings.HasPrefix(n, "/sys")) {
