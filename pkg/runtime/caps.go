@@ -63,7 +63,7 @@ func (c *compiler) planCaps(s *specs.LinuxCapabilities, clamp, userns bool) (cap
 	// by runc and crun before 2024 list some that are not; they ran, without them.
 	for n := range own.last + 1 {
 		if bit := uint64(1) << n; out.ambient&bit != 0 && out.permitted&out.inheritable&bit == 0 {
-			c.warn("ambient capability CAP_%s is not permitted and inheritable too, so it is left out", capName(n))
+			c.warn("can't raise ambient capability CAP_%s: it is not permitted and inheritable too", capName(n))
 			out.ambient &^= bit
 		}
 	}

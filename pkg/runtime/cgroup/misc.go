@@ -137,7 +137,7 @@ func (t *txn) unified(key string) (dir, error) {
 	}
 	u := t.group.host.unified()
 	if u == nil {
-		return dir{}, errs.New(errs.Unsupported, "unified resource %q: this machine has no cgroup v2", key)
+		return dir{}, errs.New(errs.Unsupported, "invalid configuration: unified resource %q: this machine has no cgroup v2", key)
 	}
 	if controller == "cgroup" {
 		if rest != "max.depth" && rest != "max.descendants" {
@@ -146,7 +146,7 @@ func (t *txn) unified(key string) (dir, error) {
 		return t.at(u)
 	}
 	if tree := t.group.host.tree(controller); tree != nil && !tree.Unified {
-		return dir{}, errs.New(errs.Unsupported, "unified resource %q: the %s controller is on cgroup v1 here", key, controller)
+		return dir{}, errs.New(errs.Unsupported, "invalid configuration: unified resource %q: the %s controller is on cgroup v1 here", key, controller)
 	}
 	if t.group.host.tree(controller) == nil && !strings.HasSuffix(key, ".pressure") {
 		return dir{}, errs.New(errs.Unsupported, "unified resource %q: the %s controller is not available on this machine", key, controller)

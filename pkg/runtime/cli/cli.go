@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -29,7 +30,6 @@ type app struct {
 	root    string
 	rootSet bool
 	log     logger
-	debug   bool
 	systemd bool
 }
 
@@ -74,7 +74,7 @@ func Main(args []string, version string) int {
 func (a *app) globals(help, version *bool) []flag {
 	var criu, rootless string
 	return []flag{
-		boolean(&a.debug, "debug", "enable debug logging"),
+		boolean(&a.log.debug, "debug", "enable debug logging"),
 		text(&a.log.file, "log", "FILE", "write errors and warnings to this file too"),
 		text(&a.log.format, "log-format", "FORMAT", "format of the log: text or json"),
 		{names: []string{"root"}, arg: "DIR", usage: "directory for the state of containers (default " + defaultRoot + ")",
@@ -95,7 +95,7 @@ func (a *app) run(args []string) error {
 		return err
 	}
 	if version {
-		fmt.Printf("%s version %s\nspec: %s\ngo: %s\n", a.name, a.version, specs.Version, runtime.Version())
+		fmt.Printf("%s version %s\ncommit: %s\nspec: %s\ngo: %s\n", a.name, a.version, commit(), specs.Version, runtime.Version())
 		return nil
 	}
 	if len(rest) == 0 || help || rest[0] == "help" || rest[0] == "h" {
@@ -105,12 +105,25 @@ func (a *app) run(args []string) error {
 	if err := a.settle(); err != nil {
 		return err
 	}
+	a.log.debugf("%s %q", a.name, args)
 	for _, c := range commands() {
 		if c.name == rest[0] {
 			return a.dispatch(&c, rest[1:])
 		}
 	}
-	return fmt.Errorf("no such command: %q. %s --help lists them", rest[0], a.name)
+	return &exitError{3, fmt.Errorf("No help topic for '%s'", rest[0])} //nolint:staticcheck // runc's words and code
+}
+
+// commit is the revision that the executable was built from.
+func commit() string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				return s.Value
+			}
+		}
+	}
+	return "unknown"
 }
 
 // settle checks what the global flags say.
@@ -177,6 +190,16 @@ func commands() []command {
 		{name: "resume", args: id, usage: "let the processes of a paused container run again", min: 1, max: 1, setup: setupResume},
 		{name: "update", args: id, usage: "change the resource limits of a container", min: 1, max: 1, setup: setupUpdate},
 		{name: "spec", usage: "write a configuration to start from", min: 0, max: 0, setup: setupSpec},
+		{name: "events", args: id, usage: "not supported yet", min: 1, max: 1, setup: setupMissing("events")},
+		{name: "checkpoint", args: id, usage: "not supported yet", min: 1, max: 1, setup: setupMissing("checkpoint")},
+		{name: "restore", args: id, usage: "not supported yet", min: 1, max: 1, setup: setupMissing("restore")},
 		{name: "features", usage: "print what this runtime can do as JSON", min: 0, max: 0, setup: setupFeatures},
+	}
+}
+
+// setupMissing is a verb of runc that is not there yet. Whatever flags it is given, it says so.
+func setupMissing(name string) func(*app) ([]flag, func([]string) error) {
+	return func(a *app) ([]flag, func([]string) error) {
+		return nil, func([]string) error { return fmt.Errorf("%s is not supported by %s %s yet", name, a.name, a.version) }
 	}
 }

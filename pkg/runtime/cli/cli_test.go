@@ -88,7 +88,7 @@ func TestParse(t *testing.T) {
 
 func TestVersion(t *testing.T) {
 	r := run(t, call("/nonexistent", "--version"))
-	if want := "cri-runtime version test\nspec: " + specs.Version + "\ngo: go"; r.code != 0 || !strings.HasPrefix(r.out, want) {
+	if want := "\nspec: " + specs.Version + "\ngo: go"; r.code != 0 || !strings.HasPrefix(r.out, "cri-runtime version test\ncommit: ") || !strings.Contains(r.out, want) {
 		t.Errorf("%+v", r)
 	}
 }
@@ -112,14 +112,17 @@ func TestTexts(t *testing.T) {
 		{"kill a b c", `cri-runtime: "kill" requires a maximum of 2 argument(s)`},
 		{"list --format xml", "invalid format option"},
 		{"run --what c1", "run: flag provided but not defined: -what"},
-		{"frobnicate", `no such command: "frobnicate"`},
+		{"frobnicate", "No help topic for 'frobnicate'"},
 		{"--systemd-cgroup run c1", "--systemd-cgroup is not supported"},
 		{"--root / list", "Option --root argument should not be set to /"},
 		{"--log-format xml list", "invalid log-format: xml"},
 	} {
 		r := run(t, call(root, strings.Fields(c.args)...))
 		code := 1
-		if strings.HasPrefix(c.args, "exec") {
+		switch {
+		case strings.HasPrefix(c.args, "frob"):
+			code = 3
+		case strings.HasPrefix(c.args, "exec"):
 			code = 255
 		}
 		if r.code != code || !strings.Contains(unquote(r.err), c.want) {
@@ -293,5 +296,69 @@ func TestTerminalNeedsSocket(t *testing.T) {
 		if err := checkTerminal(c.terminal, c.detach, c.socket); (err == nil) != c.ok {
 			t.Errorf("%+v: %v", c, err)
 		}
+	}
+}
+
+func TestSizes(t *testing.T) {
+	for s, want := range map[string]int64{"50M": 50 << 20, "1.5GiB": 3 << 29, "100kb": 100 << 10, "7": 7, "7b": 7, "-1": -1, "0": 0} {
+		var p *int64
+		if err := size("memory", s, &p); err != nil || *p != want {
+			t.Errorf("%s: %v, want %d", s, err, want)
+		}
+	}
+	for _, s := range []string{"M", "x", "-5", "1MM", "9999999P", "1e400", "NaN"} {
+		var p *int64
+		if err := size("memory", s, &p); err == nil {
+			t.Errorf("%q is %d bytes", s, *p)
+		}
+	}
+}
+
+func TestEnviron(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "etc"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	passwd := filepath.Join(dir, "etc/passwd")
+	if err := os.WriteFile(passwd, []byte("torn\nroot:x:0:0:root:/root:/bin/sh\nu:x:5:5::/home/u:/bin/sh\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	root, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	for _, c := range []struct {
+		env, want string
+		uid       uint32
+	}{
+		{"A=1 B=2 A=3", "A=3 B=2 HOME=/root", 0},
+		{"HOME=/x", "HOME=/x", 0},
+		{"HOME= A=1", "HOME=/home/u A=1", 5},
+		{"HOME=/x HOME=", "HOME=/root", 0},
+		{"", "HOME=/", 77},
+	} {
+		if got := strings.Join(environ(strings.Fields(c.env), root, c.uid), " "); got != c.want {
+			t.Errorf("%q for %d: %q, want %q", c.env, c.uid, got, c.want)
+		}
+	}
+	// A passwd file that is a fifo, or leads out of the tree, must not hold or mislead us.
+	if err := os.Remove(passwd); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mkfifo(passwd, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := home(root, 0); got != "/" {
+		t.Errorf("the home of a fifo's root is %s", got)
+	}
+	if err := os.Remove(passwd); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/etc/passwd", passwd); err != nil {
+		t.Fatal(err)
+	}
+	if got := home(root, 0); got != "/" {
+		t.Errorf("through a link that leads to itself the home is %s", got)
 	}
 }

@@ -104,6 +104,7 @@ func (cr *creation) do() (code int, err error) {
 	if err := cr.claim(); err != nil {
 		return 0, err
 	}
+	cr.app.log.debugf("container %s: state in %s, cgroup %s", cr.id, cr.c.dir, cr.c.Cgroup)
 	defer cr.c.close()
 	defer func() {
 		if err != nil {
@@ -307,7 +308,12 @@ func (cr *creation) prepare() error {
 	if err != nil {
 		return err
 	}
-	cr.config.Process.Env = append(cr.config.Process.Env, env...)
+	root, err := os.Open(cr.rootfs())
+	if err != nil {
+		return fmt.Errorf("root filesystem: %w", err)
+	}
+	cr.config.Process.Env = environ(append(cr.config.Process.Env, env...), root, cr.config.Process.User.UID)
+	root.Close()
 	cr.prep, err = runtime.Prepare(context.Background(), cr.options(extra))
 	if err == nil {
 		for _, w := range cr.prep.Warnings {
@@ -387,6 +393,7 @@ func (cr *creation) launch() error {
 	if err := fault.At("runtime/launch"); err != nil {
 		return err
 	}
+	cr.app.log.debugf("container %s: process %d is at its gate", cr.id, cr.proc.Pid)
 	cr.c.Pid = cr.proc.Pid
 	if cr.c.Start, _, err = procStat(cr.proc.Pid); err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -135,9 +136,16 @@ func (e *execution) start(c *container, spec *specs.Spec, proc *specs.Process) (
 	if err != nil {
 		return nil, nil, err
 	}
-	proc.Env = append(proc.Env, env...)
+	root, err := os.Open("/proc/" + strconv.Itoa(c.Pid) + "/root")
+	if err != nil {
+		return nil, nil, err
+	}
+	proc.Env = environ(append(proc.Env, env...), root, proc.User.UID)
+	root.Close()
+	// The gate keeps the process from writing before its terminal is set up.
 	prep, err := runtime.PrepareExec(context.Background(), runtime.ExecOptions{
 		ID: c.ID, Spec: spec, Process: proc, Pid: c.Pid, Pidfd: pidfd, Cgroup: g, ExtraFiles: extra, StdioOwner: true,
+		Gate: proc.Terminal,
 	})
 	if err != nil {
 		return nil, nil, err
@@ -155,19 +163,28 @@ func (e *execution) start(c *container, spec *specs.Spec, proc *specs.Process) (
 	if err != nil {
 		return nil, nil, prep.Explain(err)
 	}
-	if err = con.handOver(p.Console); err == nil {
-		err = sendPidfd(e.pidfdSocket, p.Pidfd)
-	}
-	if err == nil {
-		err = writePidFile(e.pidFile, p.Pid)
-	}
-	if err != nil {
+	e.app.log.debugf("exec in container %s: process %d", c.ID, p.Pid)
+	if err := e.announce(p, con); err != nil {
 		_ = p.Kill(unix.SIGKILL)
 		_, _ = p.Wait()
 		p.Close()
 		return nil, nil, err
 	}
+	if err := prep.Explain(p.Release()); err != nil {
+		return nil, nil, err
+	}
 	return p, con, nil
+}
+
+// announce tells who is to know of the process.
+func (e *execution) announce(p *launch.Process, con *console) error {
+	if err := con.handOver(p.Console); err != nil {
+		return err
+	}
+	if err := sendPidfd(e.pidfdSocket, p.Pidfd); err != nil {
+		return err
+	}
+	return writePidFile(e.pidFile, p.Pid)
 }
 
 // group is the cgroup that the process is to be in.
@@ -177,6 +194,10 @@ func (e *execution) group(c *container) (*cgroup.Group, *cgroup.Host, error) {
 		return g, h, err
 	}
 	sub := e.cgroup[0]
+	if slices.Contains(strings.Split(sub, "/"), "..") {
+		h.Close()
+		return nil, nil, fmt.Errorf("bad sub cgroup path: %s", sub)
+	}
 	if len(e.cgroup) > 1 || strings.Contains(sub, ":") {
 		h.Close()
 		return nil, nil, fmt.Errorf("--cgroup %s: one path for all controllers is supported", strings.Join(e.cgroup, " "))

@@ -108,7 +108,7 @@ func bundle(flags []flag, letters string) bool {
 }
 
 func (a *app) help(globals []flag) {
-	fmt.Printf("%s - run containers from OCI bundles\n\nUSAGE:\n   %s [global options] command [options] [arguments...]\n\nCOMMANDS:\n", a.name, a.name)
+	fmt.Printf("NAME:\n   %s - Open Container Initiative runtime\n\nUSAGE:\n   %s [global options] command [options] [arguments...]\n\nCOMMANDS:\n", a.name, a.name)
 	w := tabwriter.NewWriter(os.Stdout, 0, 1, 3, ' ', 0)
 	for _, c := range commands() {
 		fmt.Fprintf(w, "   %s\t%s\n", c.name, c.usage)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -14,6 +15,7 @@ import (
 type logger struct {
 	file   string // "" for standard error
 	format string
+	debug  bool
 	out    *os.File
 }
 
@@ -43,6 +45,13 @@ func (l *logger) fatal(err error) {
 // warn reports what did not stop us.
 func (l *logger) warn(format string, args ...any) { l.write("warning", fmt.Sprintf(format, args...)) }
 
+// debugf reports what is going on, where that was asked for.
+func (l *logger) debugf(format string, args ...any) {
+	if l.debug {
+		l.write("debug", fmt.Sprintf(format, args...))
+	}
+}
+
 func (l *logger) write(level, msg string) {
 	out := l.out
 	if out == nil {
@@ -58,11 +67,7 @@ func (l *logger) write(level, msg string) {
 		}{level, msg, now})
 		_, _ = out.Write(append(line, '\n'))
 	case isTerminal(out):
-		tag := "ERRO"
-		if level != "error" {
-			tag = "WARN"
-		}
-		fmt.Fprintf(out, "%s[0000] %s\n", tag, msg)
+		fmt.Fprintf(out, "%s[0000] %s\n", strings.ToUpper(level[:4]), msg)
 	default:
 		fmt.Fprintf(out, "time=%q level=%s msg=%s\n", now, level, strconv.Quote(msg))
 	}

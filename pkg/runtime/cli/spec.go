@@ -7,8 +7,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 func setupSpec(_ *app) ([]flag, func([]string) error) {
@@ -74,7 +77,12 @@ func example() *specs.Spec {
 			ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
 		},
 	}
-	for _, t := range []specs.LinuxNamespaceType{specs.PIDNamespace, specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.MountNamespace, specs.CgroupNamespace} {
+	list := []specs.LinuxNamespaceType{specs.PIDNamespace, specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.MountNamespace}
+	var st unix.Statfs_t
+	if err := unix.Statfs("/sys/fs/cgroup", &st); err == nil && st.Type == unix.CGROUP2_SUPER_MAGIC {
+		list = append(list, specs.CgroupNamespace) // on v1 programs expect to see the whole path
+	}
+	for _, t := range list {
 		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: t})
 	}
 	return s
@@ -184,8 +192,8 @@ func (u *updates) resources() (*specs.LinuxResources, error) {
 		value("cpu-burst", u.burst, &res.CPU.Burst), value("cpu-share", u.shares, &res.CPU.Shares),
 		value("cpu-rt-period", u.rtPeriod, &res.CPU.RealtimePeriod), value("cpu-rt-runtime", u.rtRuntime, &res.CPU.RealtimeRuntime),
 		value("cpu-idle", u.idle, &res.CPU.Idle), value("pids-limit", u.pids, &res.Pids.Limit),
-		value("memory", u.memory, &res.Memory.Limit), value("memory-reservation", u.reservation, &res.Memory.Reservation),
-		value("memory-swap", u.swap, &res.Memory.Swap),
+		size("memory", u.memory, &res.Memory.Limit), size("memory-reservation", u.reservation, &res.Memory.Reservation),
+		size("memory-swap", u.swap, &res.Memory.Swap),
 	)
 }
 
@@ -198,6 +206,26 @@ func value[T int64 | uint64 | uint16](name, s string, to **T) error {
 	if n, err := fmt.Sscan(s, &v); n != 1 || err != nil || fmt.Sprint(v) != s {
 		return fmt.Errorf("invalid value for %s: %q is not a number in range", name, s)
 	}
+	*to = &v
+	return nil
+}
+
+// size reads a number of bytes, with a unit of 1024s after it where there is one: 50M, 1.5GiB, 100kb.
+func size(name, s string, to **int64) error {
+	if s == "" || s == "-1" {
+		return value(name, s, to)
+	}
+	number := strings.TrimRight(s, "bBiIkKmMgGtTpP ")
+	unit := strings.TrimSuffix(strings.TrimSuffix(strings.ToLower(strings.TrimSpace(s[len(number):])), "b"), "i")
+	shift := strings.Index(" kmgtp", unit) * 10
+	f, err := strconv.ParseFloat(number, 64)
+	if err != nil || !(f >= 0) || len(unit) > 1 || shift < 0 || !(f*float64(int64(1)<<max(shift, 0)) < 1<<63) { // not a number is neither
+		return fmt.Errorf("invalid value for %s: %q is not a size", name, s)
+	}
+	if unit == "" {
+		shift = 0
+	}
+	v := int64(f * float64(int64(1)<<shift))
 	*to = &v
 	return nil
 }
