@@ -71,7 +71,12 @@ func (p *paper) caps() (hostCaps, error)           { return p.own, nil }
 func (p *paper) hardLimit(int) (uint64, error)     { return 1000, nil }
 func (p *paper) oomScoreAdj() (int, error)         { return 0, nil }
 func (p *paper) hierarchies() ([]hierarchy, error) { return parseHierarchies(hybrid), nil }
-func (p *paper) foreign(pid int) (uintptr, error)  { return uintptr(pid), nil }
+func (p *paper) isUserns(f *os.File) bool          { return f != nil }
+func (p *paper) newUserns(uids, gids []specs.LinuxIDMapping) (*os.File, error) {
+	p.say("make a user namespace %v %v", uids, gids)
+	return p.open(p.dir)
+}
+func (p *paper) foreign(pid int) (uintptr, error) { return uintptr(pid), nil }
 
 // hybrid is a machine with two v1 hierarchies and a v2 one.
 const hybrid = `30 23 0:26 / /sys/fs/cgroup ro,nosuid - tmpfs tmpfs ro,mode=755
@@ -159,6 +164,15 @@ var features = []struct {
 		addNS(o.Spec, specs.PIDNamespace, specs.NetworkNamespace, specs.UserNamespace)
 		o.Spec.Linux.UIDMappings, o.Spec.Linux.GIDMappings = maps, maps
 		o.Namespaces = pidfds(p, specs.NetworkNamespace, specs.UserNamespace)
+	}},
+	{"idmapped", func(p *paper, o *Options) {
+		addNS(o.Spec, specs.UserNamespace)
+		o.Spec.Linux.UIDMappings, o.Spec.Linux.GIDMappings = maps, maps
+		o.Namespaces = pidfds(p, specs.UserNamespace)
+		other := []specs.LinuxIDMapping{{HostID: 5, Size: 1}}
+		for i, m := range [][]specs.LinuxIDMapping{maps, other, other} { // the pod's, and one that is made once
+			o.Spec.Mounts = append(o.Spec.Mounts, specs.Mount{Destination: fmt.Sprintf("/v%d", i), Source: "/srv", Options: []string{"bind"}, UIDMappings: m, GIDMappings: m})
+		}
 	}},
 	{"mounts", func(_ *paper, o *Options) {
 		o.Spec.Mounts = []specs.Mount{

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/cri-server/cri-server/pkg/errs"
@@ -28,6 +29,8 @@ type host interface {
 	oomScoreAdj() (int, error)
 	hierarchies() ([]hierarchy, error)
 	foreign(pid int) (uintptr, error)
+	isUserns(f *os.File) bool
+	newUserns(uids, gids []specs.LinuxIDMapping) (*os.File, error)
 }
 
 // machine is the host that the process runs on.
@@ -137,6 +140,19 @@ var mounted = sync.OnceValues(func() ([]hierarchy, error) {
 	}
 	return parseHierarchies(string(b)), nil
 })
+
+// isUserns reports whether f, which may be nil, is open on a user namespace.
+func (machine) isUserns(f *os.File) bool {
+	if f == nil {
+		return false
+	}
+	kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)
+	return err == nil && kind == unix.CLONE_NEWUSER
+}
+
+func (machine) newUserns(uids, gids []specs.LinuxIDMapping) (*os.File, error) {
+	return UsernsFD(uids, gids)
+}
 
 // nsLinks are the namespaces' names under /proc/<pid>/ns.
 var nsLinks = []struct {

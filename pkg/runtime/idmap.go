@@ -3,6 +3,7 @@ package runtime
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -25,16 +26,40 @@ func (c *compiler) idmap(o *Options, b *build, m *specs.Mount, opts *mountOption
 	if len(uids) == 0 || len(gids) == 0 {
 		return errs.New(errs.Invalid, "an idmapped mount needs uidMappings and gidMappings")
 	}
-	userns, err := UsernsFD(uids, gids)
+	userns, err := c.usernsFor(b, uids, gids)
 	if err != nil {
 		return err
 	}
-	defer userns.Close()
 	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(userns.Fd())}
 	if err := c.host.setMount(tree, opts.ridmap, attr); err != nil {
 		return fmt.Errorf("idmap: %w (does the filesystem allow idmapped mounts?)", err)
 	}
 	return nil
+}
+
+// usernsFor returns a user namespace with the mappings: the one that the container joins when it has them,
+// or else one that is made once per container. It stays open until the preparation is over.
+func (c *compiler) usernsFor(b *build, uids, gids []specs.LinuxIDMapping) (*os.File, error) {
+	if c.host.isUserns(b.ns.user) && slices.Equal(uids, b.uidMaps) && slices.Equal(gids, b.gidMaps) {
+		return b.ns.user, nil
+	}
+	for _, u := range b.made {
+		if slices.Equal(uids, u.uids) && slices.Equal(gids, u.gids) {
+			return u.file, nil
+		}
+	}
+	f, err := c.host.newUserns(uids, gids)
+	if err != nil {
+		return nil, err
+	}
+	b.made = append(b.made, madeUserns{uids, gids, f})
+	return f, nil
+}
+
+// madeUserns is a user namespace made for idmapped mounts.
+type madeUserns struct {
+	uids, gids []specs.LinuxIDMapping
+	file       *os.File
 }
 
 // UsernsFD returns a user namespace with these mappings, held by nothing but the descriptor: for idmapped

@@ -37,6 +37,7 @@ type namespaces struct {
 	joined  uintptr // by the program
 	entered uintptr // by the launcher, before there is a process
 	joins   []join
+	user    *os.File // the user namespace that is joined, when it came so; perhaps a pidfd
 }
 
 // join is one setns.
@@ -87,6 +88,9 @@ func (c *compiler) planNamespaces(list []specs.LinuxNamespace, byFD map[specs.Li
 			continue
 		}
 		ns.joined |= flag
+		if flag == unix.CLONE_NEWUSER {
+			ns.user = f
+		}
 		if j, ok := open[f]; ok {
 			ns.joins[j].flags |= flag
 			continue

@@ -33,6 +33,7 @@ type build struct {
 	filter      seccomp.Filter
 	tasks       []int
 	extra       []int // child descriptors of the container's own files
+	made        []madeUserns
 }
 
 // Prepare makes a program of a container's configuration and opens what it needs. It does not block on
@@ -50,7 +51,11 @@ func prepare(h host, o Options) (*Prepared, error) {
 	}
 	return newCompiler(o.ID, h).compile("init", func(c *compiler) error {
 		b := &build{}
-		if err := c.plan(&o, b); err != nil {
+		err := c.plan(&o, b)
+		for _, u := range b.made {
+			u.file.Close()
+		}
+		if err != nil {
 			return err
 		}
 		return c.container(&o, b)

@@ -4,6 +4,7 @@ package runtime_test
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"strings"
 	"syscall"
@@ -120,6 +121,21 @@ func TestIdmapped(t *testing.T) {
 		}
 		os.Remove(dir + "/dir/made")
 	}
+	types := append([]specs.LinuxNamespaceType{specs.UserNamespace}, podTypes...)
+	_, pid := pod(t, runtime.HolderOptions{Namespaces: types, UIDMappings: maps, GIDMappings: maps})
+	userns, err := os.Open(fmt.Sprintf("/proc/%d/ns/user", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer userns.Close()
+	s := spec(root, "stat -c '%u:%g' /vol/file")
+	s.Linux.UIDMappings, s.Linux.GIDMappings = maps, maps
+	s.Mounts = append(s.Mounts, specs.Mount{Destination: "/vol", Type: "bind", Source: dir, Options: []string{"bind"}, UIDMappings: maps, GIDMappings: maps})
+	r, err := run(t, joined(s, userns, specs.UserNamespace))
+	if err != nil {
+		t.Fatal(err)
+	}
+	has(t, r.out, "7:8")
 }
 
 func uidOf(st os.FileInfo) int {
