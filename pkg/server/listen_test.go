@@ -1,9 +1,12 @@
 package server
 
 import (
+	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -60,6 +63,55 @@ func TestListenReplacesOnlyTheDead(t *testing.T) {
 	}
 	if _, err := Listen(file); !errs.Is(err, errs.Conflict) {
 		t.Errorf("file in the way: %v, want a conflict", err)
+	}
+}
+
+// TestActivated hands a listener to a process of this test, as a service manager does, and connects to it.
+func TestActivated(t *testing.T) {
+	if os.Getenv("ACTIVATED_HELPER") != "" {
+		t.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid()))
+		ls, err := Activated()
+		if err != nil || len(ls) != 1 {
+			t.Fatalf("got %v, %v", ls, err)
+		}
+		c, err := ls[0].Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, err := c.Write([]byte("served")); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := l.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	l.Close() // the process has it now
+	cmd := exec.Command(os.Args[0], "-test.run=^TestActivated$")
+	cmd.Env = append(os.Environ(), "ACTIVATED_HELPER=1", "LISTEN_FDS=1")
+	cmd.ExtraFiles = []*os.File{f}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	c, err := Dial(t.Context(), path) // connects before the process is up, and waits for it
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if b, err := io.ReadAll(c); err != nil || string(b) != "served" {
+		t.Errorf("got %q, %v", b, err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
 	}
 }
 
