@@ -25,7 +25,7 @@ const (
 	reasonNotReady = "NetworkPluginNotReady"
 
 	maxConf      = 1 << 20
-	statusEvery  = 10 * time.Second // how long the answer of exec'd STATUS plugins is believed
+	statusEvery  = 2 * time.Second // how long the answer of exec'd STATUS plugins is believed
 	statusBudget = 5 * time.Second
 )
 
@@ -239,8 +239,12 @@ func (m *Manager) probeList(ctx context.Context, list *libcni.NetworkConfigList)
 			if i == 0 && m.runsInProcess(typ, p.Bytes) || i == 1 && typ == "host-local" {
 				continue
 			}
-			if _, err := findProgram(typ, m.cfg.BinDirs); err != nil {
-				return err
+			_, err := findProgram(typ, m.cfg.BinDirs)
+			switch {
+			case err != nil && m.inProcess(typ):
+				return fmt.Errorf("network %s: its configuration asks for what only the reference plugin does: %w", list.Name, err)
+			case err != nil:
+				return fmt.Errorf("network %s: %w", list.Name, err)
 			}
 		}
 	}

@@ -225,7 +225,7 @@ func takenBy(except string) ([]netip.Prefix, error) {
 		}
 	}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		addrs, err := netlink.AddrList(nil, family)
+		addrs, err := plugin.Again(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, family) })
 		if err != nil {
 			return nil, fmt.Errorf("list this host's addresses: %w", err)
 		}
@@ -234,7 +234,9 @@ func takenBy(except string) ([]netip.Prefix, error) {
 				add(a.IPNet)
 			}
 		}
-		routes, err := netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+		routes, err := plugin.Again(func() ([]netlink.Route, error) {
+			return netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+		})
 		if err != nil {
 			return nil, fmt.Errorf("list this host's routes: %w", err)
 		}

@@ -90,7 +90,7 @@ func (a *attachment) ensureAddr(gw *net.IPNet) error {
 	if gw.IP.To4() != nil {
 		family = netlink.FAMILY_V4
 	}
-	addrs, err := a.host.AddrList(a.br, family)
+	addrs, err := Again(func() ([]netlink.Addr, error) { return a.host.AddrList(a.br, family) })
 	if err != nil {
 		return fmt.Errorf("list addresses of bridge %s: %w", a.conf.Bridge, err)
 	}
@@ -258,7 +258,7 @@ func (p *poll) wait() {
 func settle(h *netlink.Handle, link netlink.Link) error {
 	deadline := time.Now().Add(settleTimeout)
 	for p := poll(0); ; p.wait() {
-		addrs, err := h.AddrList(link, netlink.FAMILY_V6)
+		addrs, err := Again(func() ([]netlink.Addr, error) { return h.AddrList(link, netlink.FAMILY_V6) })
 		if err != nil {
 			return fmt.Errorf("list addresses of %s: %w", link.Attrs().Name, err)
 		}

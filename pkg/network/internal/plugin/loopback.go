@@ -58,7 +58,7 @@ func (l loopback) add(_ context.Context, c *Call) (types.Result, error) {
 			return fmt.Errorf("set lo up: %w", err)
 		}
 		for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-			addrs, err := h.AddrList(lo, family)
+			addrs, err := Again(func() ([]netlink.Addr, error) { return h.AddrList(lo, family) })
 			if err != nil {
 				return fmt.Errorf("list addresses of lo: %w", err)
 			}

@@ -212,11 +212,10 @@ func (p portmap) flushUDP(conf *portmapConf, v4, v6 netip.Prefix) {
 		f := &netlink.ConntrackFilter{}
 		_ = f.AddProtocol(unix.IPPROTO_UDP)
 		_ = f.AddPort(netlink.ConntrackOrigDstPort, uint16(m.HostPort))
-		if v4.IsValid() {
-			_, _ = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, f)
-		}
-		if v6.IsValid() {
-			_, _ = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET6, f)
+		for family, pod := range map[netlink.InetFamily]netip.Prefix{unix.AF_INET: v4, unix.AF_INET6: v6} {
+			if pod.IsValid() {
+				_, _ = Again(func() (uint, error) { return netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, f) })
+			}
 		}
 	}
 }
