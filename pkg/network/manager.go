@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"sync"
 	"time"
 
@@ -134,7 +135,7 @@ func (m *Manager) Attach(ctx context.Context, pod Pod) (Result, error) {
 }
 
 func (m *Manager) attach(ctx context.Context, pod Pod, list *libcni.NetworkConfigList, execs bool) (Result, error) {
-	if first := list.Plugins[0]; first.Network.Type == "bridge" && m.runsInProcess("bridge", first.Bytes) {
+	if first := list.Plugins[0]; slices.Contains([]string{"bridge", "ptp"}, first.Network.Type) && m.runsInProcess(first.Network.Type, first.Bytes) {
 		ctx = plugin.WithLoopback(ctx)
 	} else if err := m.runner.LoopbackUp(pod.Netns); err != nil {
 		return Result{}, err

@@ -43,7 +43,7 @@ func referencePlugins(t testing.TB) string {
 		}
 		const module = "github.com/containernetworking/plugins/plugins/"
 		cmd := exec.Command(gobin, "build", "-mod=mod", "-modfile="+dir+"/go.mod", "-o", dir+"/bin/",
-			module+"main/bridge", module+"main/loopback", module+"ipam/host-local", module+"meta/portmap")
+			module+"main/bridge", module+"main/loopback", module+"main/ptp", module+"ipam/host-local", module+"meta/portmap")
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			built.err = err.Error() + ": " + string(out)

@@ -137,7 +137,10 @@ func (a *attachment) make() error {
 			return err
 		}
 	}
-	if err := a.makeVeth(); err != nil {
+	if err := a.makePair(); err != nil {
+		return err
+	}
+	if err := a.plug(); err != nil {
 		return err
 	}
 	if err := fault.At(FaultPlugged); err != nil {
@@ -153,20 +156,17 @@ func (a *attachment) make() error {
 	if a.conf.MacSpoofChk {
 		rules = append(rules, nft.OnlyMAC(a.veth.Attrs().Name, a.peer)...)
 	}
-	if a.conf.IPMasq {
-		for _, ipc := range a.res.IPs {
-			p, err := prefixOf(&ipc.Address)
-			if err != nil {
-				return err
-			}
-			rules = append(rules, nft.Masq(p))
+	masq, err := a.masquerading()
+	if err != nil {
+		return err
+	}
+	if err := a.rules.Add(a.owner, append(rules, masq...)...); err != nil {
+		return err
+	}
+	if a.conf.IPAM.Type == "" {
+		if err := a.waitUp(); err != nil {
+			return err
 		}
-	}
-	if err := a.rules.Add(a.owner, rules...); err != nil {
-		return err
-	}
-	if err := a.waitUp(); err != nil {
-		return err
 	}
 	br, err := a.host.LinkByName(a.conf.Bridge) // the first port may have changed its MAC address
 	if err != nil {
@@ -181,6 +181,22 @@ func (a *attachment) make() error {
 	return nil
 }
 
+// masquerading returns the packet rules that ipMasq asks for.
+func (a *attachment) masquerading() ([]nft.Element, error) {
+	var rules []nft.Element
+	for _, ipc := range a.res.IPs {
+		if !a.conf.IPMasq {
+			break
+		}
+		p, err := prefixOf(&ipc.Address)
+		if err != nil {
+			return nil, err
+		}
+		rules = append(rules, nft.Masq(p))
+	}
+	return rules, nil
+}
+
 // undo removes what make made: the link for good, since the namespace may be used again.
 func (a *attachment) undo(ctx context.Context) error {
 	var link error
@@ -192,8 +208,8 @@ func (a *attachment) undo(ctx context.Context) error {
 	return errors.Join(link, a.rules.Remove(a.owner, nft.Masquerade, nft.Spoof), a.ipamDel(ctx, a.conf, a.call))
 }
 
-// makeVeth makes the pair with one end in the pod and the other, up, on the bridge.
-func (a *attachment) makeVeth() error {
+// makePair makes a veth pair with one end in the pod and the other, up, on the host.
+func (a *attachment) makePair() error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.Flags = VethName(a.suffix, a.call.ContainerID, a.call.IfName), a.conf.MTU, net.FlagUp
 	v := &netlink.Veth{LinkAttrs: attrs, PeerName: a.call.IfName, PeerNamespace: netlink.NsFd(int(a.ns.Fd())), PeerHardwareAddr: a.conf.mac}
@@ -210,6 +226,12 @@ func (a *attachment) makeVeth() error {
 	a.veth = v
 	// As on any interface whose routes are the host's own business, no router advertisement is believed.
 	_ = writeSysctl("net/ipv6/conf/"+v.Name+"/accept_ra", "0")
+	return nil
+}
+
+// plug puts the host's end of the pair on the bridge.
+func (a *attachment) plug() error {
+	v := &netlink.Veth{LinkAttrs: *a.veth.Attrs()}
 	if err := a.host.LinkSetMasterByIndex(v, a.br.Index); err != nil {
 		return fmt.Errorf("put %s on bridge %s: %w", v.Name, a.conf.Bridge, err)
 	}
@@ -241,6 +263,7 @@ func (a *attachment) staleVeth(name string) bool {
 }
 
 // waitUp waits until the bridge forwards what the pod's port sends, and reads the port's attributes again.
+// The host's socket works on any thread.
 func (a *attachment) waitUp() error {
 	name := a.veth.Attrs().Name
 	l, err := linkUp(a.host, a.veth, !a.conf.DisableContainerInterface)

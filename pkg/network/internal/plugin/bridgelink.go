@@ -29,15 +29,19 @@ func (a *attachment) gateways() error {
 		if err := a.ensureAddr(gw); err != nil {
 			return err
 		}
-		file := "/proc/sys/net/ipv4/ip_forward"
-		if gw.IP.To4() == nil {
-			file = "/proc/sys/net/ipv6/conf/all/forwarding"
-		}
-		if err := forward(file); err != nil {
+		if err := forward(forwarding(gw.IP)); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// forwarding is the file that switches forwarding for the address's family.
+func forwarding(addr net.IP) string {
+	if addr.To4() == nil {
+		return "/proc/sys/net/ipv6/conf/all/forwarding"
+	}
+	return "/proc/sys/net/ipv4/ip_forward"
 }
 
 func forward(file string) error {
@@ -146,6 +150,24 @@ func (a *attachment) configure() error {
 		return err
 	}
 	a.podSysctls(name)
+	if err := a.addressAndUp(h, link); err != nil {
+		return err
+	}
+	if err := a.waitUp(); err != nil {
+		return err
+	}
+	// The kernel announced the addresses when the interface came up, but the bridge may not have forwarded
+	// yet. Neighbours that knew the address's last owner must hear it. Setting the MAC address announces
+	// (inetdev_event, ndisc_netdev_event), even the same one.
+	if err := h.LinkSetHardwareAddr(link, a.peer); err != nil {
+		return fmt.Errorf("announce the addresses of %s: %w", name, err)
+	}
+	return nil
+}
+
+// addressAndUp gives the pod's interface its addresses and routes and sets it up.
+func (a *attachment) addressAndUp(h *netlink.Handle, link netlink.Link) error {
+	name := link.Attrs().Name
 	v6, err := a.addAddresses(h, link)
 	if err != nil {
 		return err
@@ -173,6 +195,7 @@ func (a *attachment) podSysctls(name string) {
 	}
 	_ = writeSysctl("net/ipv6/conf/"+name+"/accept_dad", dad)
 	_ = writeSysctl("net/ipv4/conf/"+name+"/arp_notify", "1")
+	_ = writeSysctl("net/ipv6/conf/"+name+"/ndisc_notify", "1")
 }
 
 func (a *attachment) addAddresses(h *netlink.Handle, link netlink.Link) (v6 bool, err error) {

@@ -128,7 +128,7 @@ func loopbackUp(h *netlink.Handle) error {
 
 type loopbackKey struct{}
 
-// WithLoopback makes the ADD of a bridge set lo up too, on its one visit to the namespace.
+// WithLoopback makes the ADD of bridge or ptp set lo up too, on its one visit to the namespace.
 func WithLoopback(ctx context.Context) context.Context {
 	return context.WithValue(ctx, loopbackKey{}, true)
 }

@@ -1,4 +1,4 @@
-// Package plugin runs the plugins loopback, bridge, portmap and host-local of the CNI project in process.
+// Package plugin runs the plugins loopback, bridge, ptp, portmap and host-local of the CNI project in process.
 //
 // They take the configuration of the reference plugins (github.com/containernetworking/plugins v1.9) and
 // give the same results; what they make in the kernel is the same but for the packet rules, which are
@@ -92,6 +92,9 @@ func Supports(typ string, config []byte) bool {
 	case "bridge":
 		c, err := parseBridge(config, "")
 		return err != nil || !c.needsReference()
+	case "ptp":
+		c, err := parseBridge(config, "")
+		return err != nil || !c.ptpNeedsReference()
 	case "portmap":
 		c, err := parsePortmap(config)
 		return err != nil || !c.needsReference()
@@ -130,6 +133,8 @@ func (r *Runner) Run(ctx context.Context, typ string, c *Call) ([]byte, error) {
 		p = loopback{r}
 	case "bridge":
 		p = bridge{r}
+	case "ptp":
+		p = ptp{r}
 	case "portmap":
 		p = portmap{r}
 	case "host-local":

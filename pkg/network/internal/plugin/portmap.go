@@ -158,7 +158,7 @@ func (p portmap) add(_ context.Context, c *Call) (types.Result, error) {
 		return nil, err
 	}
 	if v4.IsValid() && (conf.SNAT == nil || *conf.SNAT) {
-		if err := p.routeLocalnet(v4.Addr()); err != nil {
+		if err := p.routeLocalnet(v4.Addr(), Owner(c.ContainerID, c.IfName)); err != nil {
 			return nil, err
 		}
 	}
@@ -172,15 +172,21 @@ func (p portmap) add(_ context.Context, c *Call) (types.Result, error) {
 	return prev, nil
 }
 
+// everyone owns the packet rules that are of no single pod.
+const everyone = "localnet"
+
 // routeLocalnet lets packets from 127.0.0.1 leave towards the pod, and keeps what comes from there away
 // from 127.0.0.0/8, which would otherwise be open to pods (CVE-2020-8558).
-func (p portmap) routeLocalnet(pod netip.Addr) error {
+func (p portmap) routeLocalnet(pod netip.Addr, owner string) error {
 	link := p.linkTowards(pod)
 	if link == nil {
 		return nil // no route, no packet
 	}
 	name := link.Attrs().Name
-	if err := p.r.rules.Add("localnet", nft.Localnet(name)); err != nil {
+	if link.Type() == "bridge" {
+		owner = everyone // it stays when this pod goes
+	}
+	if err := p.r.rules.Add(owner, nft.Localnet(name)); err != nil {
 		return err
 	}
 	if err := writeSysctl("net/ipv4/conf/"+name+"/route_localnet", "1"); err != nil {
