@@ -174,6 +174,7 @@ func TestSharedPID(t *testing.T) {
 	s := spec(root, `ps -o pid,args; (sleep 0.01 &) ; sleep 0.1; echo zombies $(ps -o stat | grep -c Z); ls -A /proc/1/fd /proc/1/root/ | grep -vc '^/'; touch /proc/1/root/x 2>/dev/null || echo ro`)
 	s.Hostname = ""
 	o := joined(s, pidfd, append(podTypes, specs.PIDNamespace)...)
+	t.Cleanup(sys.Reprobe)
 	for _, kernel := range []string{"", "procpidns"} {
 		t.Setenv(sys.KernelEnv, kernel)
 		sys.Reprobe()
@@ -186,8 +187,6 @@ func TestSharedPID(t *testing.T) {
 			t.Error(r.out)
 		}
 	}
-	os.Unsetenv(sys.KernelEnv)
-	sys.Reprobe()
 	s.Process.Args = []string{"sleep", "1000"}
 	c := begin(t, o)
 	if r, err := c.exec(t, "ps -o args"); err != nil || !strings.Contains(r.out, "sleep 1000") {

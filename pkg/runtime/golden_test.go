@@ -271,6 +271,9 @@ func golden(t *testing.T, name string, p *paper, prepared *Prepared) {
 }
 
 func newPaper(t *testing.T) *paper {
+	t.Cleanup(sys.Reprobe)
+	t.Setenv(sys.KernelEnv, "") // the golden programs are those of a new kernel
+	sys.Reprobe()
 	return &paper{t: t, log: &strings.Builder{}, dir: t.TempDir(), own: hostCaps{bounding: 1<<41 - 1, last: 40}}
 }
 

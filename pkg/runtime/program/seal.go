@@ -69,6 +69,7 @@ func sealTmpfs(name string, img []byte) (*os.File, error) {
 		return nil, fmt.Errorf("make a tmpfs for the program: %w", err)
 	}
 	defer mnt.Close()
+	name = "memfd:" + name // so that /proc/<pid>/exe reads the same either way, for who watches it
 	w, err := sys.OpenAt(mnt, name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o555, sys.Beneath)
 	if err != nil {
 		return nil, err
