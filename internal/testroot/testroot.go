@@ -27,16 +27,25 @@ const (
 	allEnv    = "CRI_TEST_ALL"
 )
 
+// The stages, after the outermost process, which has none.
+const (
+	entering = "entering" // in the new namespaces, nothing mounted yet
+	settled  = "settled"  // the tests run
+)
+
 // Main runs the tests of a package in namespaces and cgroups of their own and exits with their status.
 // TestMain calls it with what it would otherwise pass to os.Exit. Without root it runs the tests as they
 // are; NeedRoot then skips those that need it.
 func Main(m *testing.M) {
 	switch {
-	case os.Getenv(stageEnv) == "inside":
+	case os.Getenv(stageEnv) == settled: // a test runs the test binary again
+		os.Exit(m.Run())
+	case os.Getenv(stageEnv) == entering:
 		if err := inside(); err != nil {
 			fmt.Fprintln(os.Stderr, "testroot:", err)
 			os.Exit(1)
 		}
+		os.Setenv(stageEnv, settled)
 		os.Exit(m.Run())
 	case os.Geteuid() != 0:
 		os.Exit(m.Run())
@@ -47,7 +56,7 @@ func Main(m *testing.M) {
 // NeedRoot skips the test when it does not run as root inside Main's namespaces.
 func NeedRoot(t testing.TB) {
 	t.Helper()
-	if os.Getenv(stageEnv) != "inside" {
+	if os.Getenv(stageEnv) != settled {
 		Skip(t, "needs root")
 	}
 }
@@ -142,7 +151,7 @@ func outside() int {
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Args[0] = os.Args[0]
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.Env = append(os.Environ(), stageEnv+"=inside", cgroupEnv+"="+path)
+	cmd.Env = append(os.Environ(), stageEnv+"="+entering, cgroupEnv+"="+path)
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
 	}

@@ -4,6 +4,7 @@ package testroot
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -31,6 +32,15 @@ func TestInside(t *testing.T) {
 	}
 	if n := netdevs(t); n != 1 {
 		t.Errorf("%d network devices, want lo alone", n)
+	}
+}
+
+// TestAgain holds that a test may run the test binary again, as one of its own processes.
+func TestAgain(t *testing.T) {
+	NeedRoot(t)
+	out, err := exec.Command("/proc/self/exe", "-test.v", "-test.run=^TestInside$").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "want 1 of a namespace of our own") || strings.Contains(string(out), "testroot:") {
+		t.Errorf("%v: %s", err, out)
 	}
 }
 

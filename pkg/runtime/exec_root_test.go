@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -142,9 +143,9 @@ func TestHolder(t *testing.T) {
 		Namespaces: podTypes, Hostname: "mypod", OOMScoreAdj: &adj,
 		Sysctls: map[string]string{"net.ipv4.ip_unprivileged_port_start": "77", "kernel.msgmax": "9999", "net.ipv4.conf.lo.forwarding": "1"},
 	})
-	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	status := paused(t, pid)
 	for _, want := range []string{"Name:\tpause", "CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2", "Threads:\t1"} {
-		if !strings.Contains(string(status), want+"\n") {
+		if !strings.Contains(status, want+"\n") {
 			t.Errorf("no %q in %s", want, status)
 		}
 	}
@@ -165,6 +166,20 @@ func TestHolder(t *testing.T) {
 	}
 	net, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid))
 	has(t, r.out, "mypod", "77", "9999", "1", net, "pid 1")
+}
+
+// paused waits until the holder sleeps, which is after READY and its seccomp filter, and returns its status.
+func paused(t *testing.T, pid int) string {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) { // no event tells
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(status), "State:\tS") || time.Now().After(deadline) {
+			return string(status)
+		}
+	}
 }
 
 func TestSharedPID(t *testing.T) {
