@@ -24,7 +24,19 @@ func (s *Server) ExecSync(ctx context.Context, req *cri.ExecSyncRequest) (*cri.E
 	if err != nil {
 		return nil, err
 	}
+	stdout, stderr = fit(stdout, stderr, MaxMessage-responseOverhead)
 	return &cri.ExecSyncResponse{Stdout: stdout, Stderr: stderr, ExitCode: exit}, nil
+}
+
+// responseOverhead is more than an ExecSync response takes beside the outputs.
+const responseOverhead = 4 << 10
+
+// fit cuts two outputs to room bytes together: each has a right to half, and to what the other leaves. A
+// client could not receive the response otherwise, nor learn the exit code.
+func fit(stdout, stderr []byte, room int) (o, e []byte) {
+	o = stdout[:min(len(stdout), max(room/2, room-len(stderr)))]
+	e = stderr[:min(len(stderr), room-len(o))]
+	return o, e
 }
 
 // Exec returns a URL at which a command runs once.

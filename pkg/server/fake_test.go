@@ -34,6 +34,7 @@ type fake struct {
 	panics     bool
 	auth       *image.Auth
 	timeout    time.Duration
+	output     []byte // of ExecSync
 }
 
 func (f *fake) call(parts ...string) error {
@@ -98,6 +99,9 @@ func (f *fake) Container(id string) (*sandbox.Container, error) {
 func (f *fake) Containers() []*sandbox.Container { return f.containers }
 
 func (f *fake) ExecSync(_ context.Context, id string, cmd []string, _ time.Duration) ([]byte, []byte, int32, error) {
+	if f.output != nil {
+		return f.output, f.output, 3, nil
+	}
 	return []byte("out"), []byte("err"), 3, f.call("ExecSync", id, strings.Join(cmd, " "))
 }
 func (f *fake) Subscribe(ctx context.Context) <-chan sandbox.Event {

@@ -534,6 +534,26 @@ func TestStopEndsEventStreams(t *testing.T) {
 	wantCode(t, err, codes.Unavailable)
 }
 
+func TestOutputsFit(t *testing.T) {
+	for _, tc := range [][4]int{{5, 5, 5, 5}, {20, 0, 10, 0}, {0, 20, 0, 10}, {20, 20, 5, 5}, {20, 3, 7, 3}, {3, 20, 3, 7}, {6, 6, 5, 5}} {
+		o, e := fit(make([]byte, tc[0]), make([]byte, tc[1]), 10)
+		if len(o) != tc[2] || len(e) != tc[3] {
+			t.Errorf("%d and %d: got %d and %d", tc[0], tc[1], len(o), len(e))
+		}
+	}
+}
+
+// TestLargestExecSync runs a command whose outputs are as large as the sandbox lets them be: the answer still
+// fits a kubelet's message.
+func TestLargestExecSync(t *testing.T) {
+	f := &fake{containers: []*sandbox.Container{containerOf("c", "p", sandbox.Running, nil)}, output: make([]byte, 16<<20)}
+	c := start(t, f)
+	r, err := c.ExecSync(t.Context(), &cri.ExecSyncRequest{ContainerId: "c", Cmd: []string{"x"}}, grpc.MaxCallRecvMsgSize(MaxMessage))
+	if err != nil || len(r.Stdout)+len(r.Stderr) < MaxMessage-responseOverhead || r.ExitCode != 3 {
+		t.Errorf("got %d and %d bytes, exit %d, %v", len(r.GetStdout()), len(r.GetStderr()), r.GetExitCode(), err)
+	}
+}
+
 func TestGracePeriodIsClamped(t *testing.T) {
 	f := &fake{}
 	c := start(t, f)
