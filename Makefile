@@ -51,7 +51,15 @@ test-root: build ## root tests, in namespaces and cgroups of their own
 .PHONY: test
 test: ## all of it, as CI does: check, race, root tests, demo (root; installs what it needs)
 	hack/install-deps
-	$(MAKE) check race test-root demo
+	$(MAKE) check
+	$(MAKE) race
+	$(MAKE) test-root
+	$(MAKE) demo
+	$(MAKE) test-peers
+
+.PHONY: test-peers
+test-peers: build ## conformance suite and kubelet, when they are on PATH (root)
+	hack/test-peers
 
 .PHONY: demo
 demo: build ## a pod of two containers, from nothing to nothing, in namespaces of its own (root)

@@ -160,9 +160,9 @@ type attachAttr struct{ target, prog, kind, flags, replace uint32 }
 
 // queryAttr is union bpf_attr of BPF_PROG_QUERY.
 type queryAttr struct {
-	target, kind, _, attached uint32
-	ids                       uint64
-	count, _                  uint32
+	target, kind, _, _ uint32
+	ids                uint64
+	count, _           uint32
 }
 
 // attached opens the device programs attached to the group itself.

@@ -81,7 +81,7 @@ func (h *Host) make(t *hierarchy, path string, made *[]func()) error {
 		}
 		if ok {
 			rel := next.path
-			*made = append(*made, func() { unix.Unlinkat(t.root, rel, unix.AT_REMOVEDIR) })
+			*made = append(*made, func() { _ = unix.Unlinkat(t.root, rel, unix.AT_REMOVEDIR) })
 		}
 		if slices.Contains(t.Controllers, "cpuset") && !t.Unified {
 			err = inheritCpuset(cur, next)
