@@ -5,6 +5,7 @@ package host
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -66,7 +67,7 @@ var rigs int // made so far: each has names of its own
 func newRig(t testing.TB) *rig {
 	t.Helper()
 	testroot.NeedRoot(t)
-	dir, err := os.MkdirTemp("/var/tmp", "sandbox-")
+	dir, err := os.MkdirTemp(cmp.Or(os.Getenv("TMPDIR"), "/var/tmp"), "sandbox-")
 	if err != nil {
 		t.Fatal(err)
 	}
