@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -138,9 +139,13 @@ func imageItem(img *image.Image) *cri.Image {
 
 // imageInfo is the verbose part of an image's status.
 func imageInfo(img *image.Image) map[string]any {
-	return map[string]any{"info": struct {
+	info := struct {
 		Layers    []string `json:"layers"`
 		Created   string   `json:"created,omitempty"`
 		ImageSpec any      `json:"imageSpec"`
-	}{img.Layers, img.Created.UTC().Format("2006-01-02T15:04:05.999999999Z07:00"), map[string]any{"config": img.Config}}}
+	}{Layers: img.Layers, ImageSpec: map[string]any{"config": img.Config}}
+	if !img.Created.IsZero() {
+		info.Created = img.Created.UTC().Format(time.RFC3339Nano)
+	}
+	return map[string]any{"info": info}
 }

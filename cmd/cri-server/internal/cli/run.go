@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -157,12 +158,15 @@ func (r *runner) configs() (*cri.PodSandboxConfig, *cri.ContainerConfig, error) 
 	if !r.o.hostNetwork {
 		pod.Hostname = name
 	}
+	pod.Labels = map[string]string{"io.kubernetes.pod.name": name, "io.kubernetes.pod.namespace": pod.Metadata.Namespace, "io.kubernetes.pod.uid": id} // what crictl shows
 	sc := &cri.LinuxContainerSecurityContext{NamespaceOptions: ns, Privileged: r.o.privileged, Seccomp: &cri.SecurityProfile{ProfileType: cri.SecurityProfile_RuntimeDefault}}
 	ctr := &cri.ContainerConfig{
 		Metadata: &cri.ContainerMetadata{Name: name}, Image: &cri.ImageSpec{Image: r.image, UserSpecifiedImage: r.image}, Args: r.command,
 		WorkingDir: r.o.workdir, LogPath: "log", Stdin: r.o.stdin, StdinOnce: r.o.stdin, Tty: r.o.tty,
-		Linux: &cri.LinuxContainerConfig{SecurityContext: sc},
+		Labels: map[string]string{"io.kubernetes.container.name": name},
+		Linux:  &cri.LinuxContainerConfig{SecurityContext: sc},
 	}
+	maps.Copy(ctr.Labels, pod.Labels)
 	return pod, ctr, errors.Join(setUser(sc, r.o.user), setEnv(ctr, r.o.env), setVolumes(ctr, r.o.volumes), setPorts(pod, r.o.ports))
 }
 
