@@ -228,17 +228,11 @@ func (m *Manager) Status(ctx context.Context) Status {
 	return s
 }
 
-// probeList finds every plugin's program and asks the plugins for their status.
-func (m *Manager) probeList(ctx context.Context, list *libcni.NetworkConfigList) error {
+// programs finds the program of every plugin of the list that is exec'd, address management included. One
+// that is missing must be known before the first plugin runs: DEL would stop at it for ever.
+func (m *Manager) programs(list *libcni.NetworkConfigList) error {
 	for _, p := range list.Plugins {
-		types := []string{p.Network.Type}
-		if ipam := plugin.IPAM(p.Bytes); ipam != "" {
-			types = append(types, ipam)
-		}
-		for i, typ := range types {
-			if i == 0 && m.runsInProcess(typ, p.Bytes) || i == 1 && typ == "host-local" {
-				continue
-			}
+		if typ := p.Network.Type; !m.runsInProcess(typ, p.Bytes) {
 			_, err := findProgram(typ, m.cfg.BinDirs)
 			switch {
 			case err != nil && m.inProcess(typ):
@@ -247,6 +241,19 @@ func (m *Manager) probeList(ctx context.Context, list *libcni.NetworkConfigList)
 				return fmt.Errorf("network %s: %w", list.Name, err)
 			}
 		}
+		if ipam := plugin.IPAM(p.Bytes); ipam != "" && !m.runsInProcess(ipam, nil) {
+			if _, err := findProgram(ipam, m.cfg.BinDirs); err != nil {
+				return fmt.Errorf("network %s: %w", list.Name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// probeList asks the plugins for their status.
+func (m *Manager) probeList(ctx context.Context, list *libcni.NetworkConfigList) error {
+	if err := m.programs(list); err != nil {
+		return err
 	}
 	if !m.execs(list) {
 		return nil // those in process have nothing to say

@@ -131,13 +131,17 @@ func (m *Manager) newDefault() (*libcni.NetworkConfigList, error) {
 		sets = append(sets, []one{{s}})
 	}
 	name := m.cfg.DefaultNetwork.BridgeName
+	bridge := map[string]any{
+		"type": "bridge", "bridge": name, "isDefaultGateway": true, "ipMasq": true, "ipMasqBackend": "nftables", "hairpinMode": true,
+		"ipam": map[string]any{"type": "host-local", "dataDir": filepath.Join(m.cfg.StateDir, leasesDir), "ranges": sets},
+	}
+	if mtu := uplinkMTU(); mtu > 0 {
+		bridge["mtu"] = mtu
+	}
 	data, err := json.MarshalIndent(map[string]any{
 		"cniVersion": "1.1.0", "name": name, "loadOnlyInlinedPlugins": true,
 		"plugins": []any{
-			map[string]any{
-				"type": "bridge", "bridge": name, "isDefaultGateway": true, "ipMasq": true, "ipMasqBackend": "nftables", "hairpinMode": true,
-				"ipam": map[string]any{"type": "host-local", "dataDir": filepath.Join(m.cfg.StateDir, leasesDir), "ranges": sets},
-			},
+			bridge,
 			map[string]any{"type": "portmap", "backend": "nftables", "snat": true, "capabilities": map[string]bool{capPorts: true}},
 		},
 	}, "", "  ")
@@ -152,6 +156,27 @@ func (m *Manager) newDefault() (*libcni.NetworkConfigList, error) {
 		return nil, err
 	}
 	return readConf(m.defaultFile())
+}
+
+// uplinkMTU returns the MTU of the interface that the default route leaves by where it is smaller than a
+// bridge's own, and 0 elsewhere. Packets of pods that are larger would get lost on the way.
+func uplinkMTU() int {
+	const ethernet = 1500
+	routes, err := plugin.Again(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_V4) })
+	if err != nil {
+		return 0
+	}
+	for _, r := range routes {
+		if r.Dst != nil {
+			if ones, _ := r.Dst.Mask.Size(); ones > 0 {
+				continue
+			}
+		}
+		if l, err := netlink.LinkByIndex(r.LinkIndex); err == nil && l.Attrs().MTU < ethernet {
+			return l.Attrs().MTU
+		}
+	}
+	return 0
 }
 
 // freeSubnet returns the first subnet of the range that touches nothing that is taken.

@@ -299,7 +299,7 @@ func observePod(t *testing.T, p *holder, seen map[string]any) {
 
 func observeHost(t *testing.T, h *host, reference bool, seen map[string]any) {
 	detail := []string{"ifname", "flags", "mtu", "promiscuity", "linkinfo", "info_data", "info_slave_data", "info_kind", "vlan_filtering",
-		"state", "hairpin", "isolated", "guard", "learning", "flood", "addr_info", "family", "local", "prefixlen", "scope", "nodad"}
+		"state", "hairpin", "isolated", "guard", "learning", "flood", "addr_info", "family", "local", "prefixlen", "scope"}
 	links := linkLocal.ReplaceAllString(sh(t, "ip", "-j", "-d", "addr"), "fe80::X")
 	seen["host links"] = fields(plain(h, links), detail...)
 	seen["host routes"] = fields(plain(h, sh(t, "ip", "-j", "-4", "route")), "dst", "gateway", "dev", "scope", "prefsrc")

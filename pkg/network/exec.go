@@ -62,7 +62,7 @@ func (m *Manager) execs(list *libcni.NetworkConfigList) bool {
 		if !m.runsInProcess(p.Network.Type, p.Bytes) {
 			return true
 		}
-		if ipam := plugin.IPAM(p.Bytes); ipam != "" && ipam != "host-local" {
+		if ipam := plugin.IPAM(p.Bytes); ipam != "" && !m.runsInProcess(ipam, nil) {
 			return true
 		}
 	}

@@ -306,6 +306,32 @@ func TestServersSideBySide(t *testing.T) {
 	}
 }
 
+func TestDefaultNetworkFollowsTheUplinksMTU(t *testing.T) {
+	for _, c := range [][]string{{"ip", "link", "add", "up0", "mtu", "1400", "type", "veth", "peer", "name", "up1"}, {"ip", "link", "set", "up0", "up"},
+		{"ip", "addr", "add", "192.0.2.1/24", "dev", "up0"}, {"ip", "route", "add", "default", "via", "192.0.2.2"}} {
+		sh(t, c...)
+	}
+	t.Cleanup(func() { sh(t, "ip", "link", "del", "up0") })
+	h := newHost(t, defaultNetwork)
+	p := newPod(t)
+	h.attach(p)
+	if out := p.run(t, "ip", "link", "show", "eth0"); !strings.Contains(out, "mtu 1400") {
+		t.Error(out)
+	}
+}
+
+// A list with a program that is not there is refused before anything is made: DEL could not undo it.
+func TestMissingPlugin(t *testing.T) {
+	h := newHost(t, nil)
+	h.conf("1.conflist", strings.NewReplacer("BRIDGE", "hostile0", "DIR", h.dir).Replace(hostileList))
+	if _, err := h.Attach(ctx, newPod(t).Pod); !errs.Is(err, errs.Unavailable) || !strings.Contains(err.Error(), `"fake"`) {
+		t.Error(err)
+	}
+	if left := h.leftovers(); len(left) > 0 {
+		t.Error(left)
+	}
+}
+
 // After a reboot somebody else may have the subnet.
 func TestSubnetTakenAfterReboot(t *testing.T) {
 	h := newHost(t, defaultNetwork)

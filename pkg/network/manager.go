@@ -114,6 +114,9 @@ func (m *Manager) Attach(ctx context.Context, pod Pod) (Result, error) {
 	if pod.Netns == "" {
 		return Result{}, errs.New(errs.Invalid, "attach pod %s: it has no network namespace", pod.ID)
 	}
+	if err := m.programs(list); err != nil {
+		return Result{}, errs.With(errs.Unavailable, err)
+	}
 	a := &attachment{ID: pod.ID, Network: list.Name, Config: list.Bytes, Exec: m.execs(list)}
 	if err := m.record(a); err != nil {
 		return Result{}, err

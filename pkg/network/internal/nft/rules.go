@@ -3,6 +3,7 @@ package nft
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"strings"
 
@@ -42,8 +43,7 @@ func (t *Table) base() error {
 
 // read makes the memory what the kernel has.
 func (t *Table) read() error {
-	found := map[ident]entry{}
-	sets, err := t.dump(found)
+	found, sets, err := t.dumpStable()
 	if err != nil {
 		return err
 	}
@@ -92,6 +92,21 @@ func (t *Table) reload() error {
 	}
 	t.based = err == nil
 	return err
+}
+
+// dumpStable dumps until two dumps agree: one that is long may miss elements when anybody changes any
+// table meanwhile.
+func (t *Table) dumpStable() (map[ident]entry, []string, error) {
+	const most = 10
+	var last map[ident]entry
+	for i := 0; ; i++ {
+		found := map[ident]entry{}
+		sets, err := t.dump(found)
+		if err != nil || i > 0 && maps.Equal(found, last) || i == most {
+			return found, sets, err
+		}
+		last = found
+	}
 }
 
 // dump reads every element of both tables and the names of the sets of the inet table.

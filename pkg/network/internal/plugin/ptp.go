@@ -146,7 +146,11 @@ func (a *attachment) configurePTP() error {
 // routeToPod gives the host's end the gateway's address, and the host the way to the pod.
 func (a *attachment) routeToPod() error {
 	for _, ipc := range a.res.IPs {
-		if err := a.host.AddrAdd(a.veth, &netlink.Addr{IPNet: single(ipc.Gateway)}); err != nil {
+		addr := &netlink.Addr{IPNet: single(ipc.Gateway)}
+		if ipc.Gateway.To4() == nil {
+			addr.Flags = unix.IFA_F_NODAD // there is only the pod on the link, which waits for its gateway
+		}
+		if err := a.host.AddrAdd(a.veth, addr); err != nil {
 			return fmt.Errorf("add address %s to %s: %w", ipc.Gateway, a.veth.Attrs().Name, err)
 		}
 		route := &netlink.Route{LinkIndex: a.veth.Attrs().Index, Scope: netlink.SCOPE_HOST, Dst: single(ipc.Address.IP)}
@@ -172,7 +176,7 @@ func (p ptp) del(ctx context.Context, c *Call) error {
 	if err := p.unroute(c); err != nil {
 		return err
 	}
-	if err := (bridge{p.r}).unplug(c); err != nil {
+	if err := bridge(p).unplug(c); err != nil {
 		return err
 	}
 	if err := fault.At(FaultSilenced); err != nil {
@@ -212,7 +216,7 @@ func (p ptp) check(ctx context.Context, c *Call) error {
 	if err != nil {
 		return err
 	}
-	if err := (bridge{p.r}).ipamCheck(ctx, conf, c); err != nil {
+	if err := bridge(p).ipamCheck(ctx, conf, c); err != nil {
 		return err
 	}
 	prev, err := previous(&conf.NetConf)
