@@ -4,6 +4,7 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io/fs"
@@ -22,6 +23,7 @@ import (
 
 	"github.com/cri-server/cri-server/internal/testroot"
 	"github.com/cri-server/cri-server/pkg/fault"
+	"github.com/cri-server/cri-server/pkg/runtime/cgroup"
 )
 
 // bench is a bundle and a root of its own.
@@ -204,7 +206,14 @@ func TestLife(t *testing.T) {
 	if r := b.do("exec", "c1", "true"); r.code != 255 || !strings.Contains(r.err, "cannot exec in a paused container") {
 		t.Errorf("%+v", r)
 	}
+	late := b.cmd("exec", "--ignore-paused", "c1", "true")
+	if err := late.Start(); err != nil {
+		t.Fatal(err)
+	}
 	b.ok("resume", "c1")
+	if err := late.Wait(); err != nil {
+		t.Errorf("exec in a container that was paused for a while: %v", err)
+	}
 	b.ok("update", "--pids-limit", "50", "--memory", "67108864", "c1")
 	if out := b.ok("ps", "--format", "json", "c1"); out != "["+strconv.Itoa(s.Pid)+"]\n" {
 		t.Errorf("ps: %s", out)
@@ -500,7 +509,7 @@ func TestHooks(t *testing.T) {
 		t.Errorf("%s, %v", text, err)
 	}
 	b.config("c1", func(s *specs.Spec) { s.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/bin/false"}}} }, "true")
-	if r := b.do("run", "--bundle", b.bundle, "c1"); r.code != 1 || !strings.Contains(r.err, "error running hook #0") {
+	if r := b.do("run", "--bundle", b.bundle, "c1"); r.code != 1 || !strings.Contains(r.err, "error running createRuntime hook #0") {
 		t.Errorf("%+v", r)
 	}
 }
@@ -577,6 +586,33 @@ func TestSharedPIDs(t *testing.T) {
 
 func TestOccupiedCgroup(t *testing.T) {
 	b := newBench(t)
+	h, err := cgroup.Probe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	ctx := context.Background()
+	g, err := h.Create(b.cgroup+"/frozen", cgroup.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.config("frozen", nil, "true")
+	if err := g.Freeze(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if r := b.do("run", "--bundle", b.bundle, "c1"); r.code != 1 || !strings.Contains(r.err, "container's cgroup unexpectedly frozen") {
+		t.Errorf("%+v", r)
+	}
+	if err := g.Thaw(); err != nil {
+		t.Fatal(err)
+	}
+	up, err := h.At(b.cgroup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := up.Delete(ctx); err != nil {
+		t.Fatal(err)
+	}
 	b.config("same", nil, "sleep", "1000")
 	b.ok("run", "-d", "--bundle", b.bundle, "c1")
 	if r := b.do("run", "-d", "--bundle", b.bundle, "c2"); r.code != 1 || !strings.Contains(r.err, "container's cgroup is not empty: 1 process(es) found") {

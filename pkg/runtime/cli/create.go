@@ -252,6 +252,9 @@ func (cr *creation) intend() error {
 		if len(pids) > 0 {
 			return fmt.Errorf("container's cgroup is not empty: %d process(es) found", len(pids))
 		}
+		if frozen, err := g.Frozen(); err == nil && frozen { // what enters it would stand still before it is anything
+			return errors.New("container's cgroup unexpectedly frozen")
+		}
 	}
 	cr.c.Cgroup = g.Path()
 	for up := path.Dir(g.Path()); up != "/"; up = path.Dir(up) {

@@ -142,9 +142,13 @@ func (e *execution) start(c *container, spec *specs.Spec, proc *specs.Process) (
 	}
 	proc.Env = environ(append(proc.Env, env...), root, proc.User.UID)
 	root.Close()
+	var place runtime.Cgroup = g
+	if e.ignorePaused {
+		place = struct{ runtime.Cgroup }{g} // without the method by which a paused group is refused: it waits instead
+	}
 	// The gate keeps the process from writing before its terminal is set up.
 	prep, err := runtime.PrepareExec(context.Background(), runtime.ExecOptions{
-		ID: c.ID, Spec: spec, Process: proc, Pid: c.Pid, Pidfd: pidfd, Cgroup: g, ExtraFiles: extra, StdioOwner: true,
+		ID: c.ID, Spec: spec, Process: proc, Pid: c.Pid, Pidfd: pidfd, Cgroup: place, ExtraFiles: extra, StdioOwner: true,
 		Gate: proc.Terminal,
 	})
 	if err != nil {

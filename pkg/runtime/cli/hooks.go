@@ -42,18 +42,14 @@ func (c *container) runHooks(h *specs.Hooks, status string, at point) error {
 	if h == nil {
 		return nil
 	}
-	var list []specs.Hook
+	var kinds []hookKind
 	switch at {
 	case hooksBefore:
-		list = append(list, h.Prestart...) //nolint:staticcheck // deprecated, and in use
-		list = append(list, h.CreateRuntime...)
+		kinds = []hookKind{{"prestart", h.Prestart}, {"createRuntime", h.CreateRuntime}} //nolint:staticcheck // prestart is deprecated, and in use
 	case hooksStarted:
-		list = h.Poststart
+		kinds = []hookKind{{"poststart", h.Poststart}}
 	case hooksStopped:
-		list = h.Poststop
-	}
-	if len(list) == 0 {
-		return nil
+		kinds = []hookKind{{"poststop", h.Poststop}}
 	}
 	state := specs.State{Version: specs.Version, ID: c.ID, Status: specs.ContainerState(status), Pid: c.Pid, Bundle: c.Bundle, Annotations: c.Annotations}
 	if status == statusStopped {
@@ -64,9 +60,13 @@ func (c *container) runHooks(h *specs.Hooks, status string, at point) error {
 		return err
 	}
 	var first error
-	for i := range list {
-		if err := runHook(&list[i], input); err != nil {
-			err = fmt.Errorf("error running hook #%d: %w", i, err)
+	for _, k := range kinds {
+		for i := range k.list {
+			err := runHook(&k.list[i], input)
+			if err == nil {
+				continue
+			}
+			err = fmt.Errorf("error running %s hook #%d: %w", k.name, i, err)
 			if at == hooksBefore {
 				return err
 			}
@@ -76,6 +76,12 @@ func (c *container) runHooks(h *specs.Hooks, status string, at point) error {
 		}
 	}
 	return first
+}
+
+// hookKind is one of the lists of a configuration's hooks.
+type hookKind struct {
+	name string
+	list []specs.Hook
 }
 
 // runHook runs one hook, in the runtime's own namespaces and with nothing of its environment.
