@@ -136,7 +136,7 @@ func (t *podTeardown) record(context.Context) error {
 	}
 	_, err := t.m.updatePod(t.id, func(r *podRecord) bool {
 		r.TornDownAt, r.HolderPid, r.ShimPid = time.Now(), 0, 0
-		return !r.ReadyAt.IsZero() || !r.StoppedAt.IsZero() // one that never was goes at once
+		return !r.Removing && !r.creating() // one that is to go goes at once
 	})
 	return err
 }
@@ -309,6 +309,9 @@ func (m *Manager) dropContainer(ctx context.Context, id string) error {
 
 func (t *containerTeardown) intent(context.Context) error {
 	_, err := t.m.updateContainer(t.id, func(r *containerRecord) bool {
+		if p := t.m.snap.Load().pods[r.PodID]; r.Removing || p != nil && p.rec.Removing {
+			return false // whoever finds the pod removes all of it
+		}
 		r.Removing = true
 		return true
 	})

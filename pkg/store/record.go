@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/cri-server/cri-server/pkg/errs"
 )
@@ -102,7 +103,7 @@ func WriteFile(path string, data []byte, mode os.FileMode, sync bool) (err error
 			err = fmt.Errorf("write %s: %w", path, err)
 		}
 	}()
-	if _, err = f.Write(data); err == nil {
+	if _, err = f.Write(data); err == nil && mode != 0o600 { // CreateTemp's own
 		err = f.Chmod(mode)
 	}
 	if err == nil && sync {
@@ -159,22 +160,40 @@ func SweepTemp(dir string) error {
 }
 
 // Trash makes removal of the tree at path one rename: it moves path into trash (created when missing, on
-// the same filesystem) under a unique name and returns that name for a later RemoveAll. A missing path is
-// ("", nil).
+// the same filesystem) and returns its new name there for a later RemoveAll. A missing path is ("", nil).
+// Of trees with the same base name the later takes another one there.
 func Trash(trash, path string) (string, error) {
-	if err := os.MkdirAll(trash, 0o700); err != nil {
-		return "", err
-	}
-	slot, err := os.MkdirTemp(trash, filepath.Base(path)+"-")
-	if err != nil {
-		return "", err
-	}
-	if err := os.Rename(path, filepath.Join(slot, "x")); err != nil {
-		_ = os.Remove(slot)
-		if errors.Is(err, fs.ErrNotExist) {
-			return "", nil
+	for to := filepath.Join(trash, filepath.Base(path)); ; {
+		err := os.Rename(path, to)
+		switch {
+		case err == nil:
+			return to, nil
+		case errors.Is(err, fs.ErrExist), errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.EISDIR):
+			slot, err := os.MkdirTemp(trash, filepath.Base(path)+"-")
+			if err != nil {
+				return "", err
+			}
+			to = filepath.Join(slot, "x")
+			if err := os.Rename(path, to); err != nil {
+				_ = os.Remove(slot)
+				return "", missing(err)
+			}
+			return slot, nil
+		case !errors.Is(err, fs.ErrNotExist):
+			return "", err
 		}
-		return "", err
+		if _, serr := os.Lstat(trash); serr == nil {
+			return "", missing(err)
+		}
+		if err := os.MkdirAll(trash, 0o700); err != nil {
+			return "", err
+		}
 	}
-	return slot, nil
+}
+
+func missing(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }

@@ -79,8 +79,20 @@ func TestTrashAndSweep(t *testing.T) {
 	if err != nil || slot == "" {
 		t.Fatal(err)
 	}
-	if _, err := os.Stat(filepath.Join(slot, "x/b")); err != nil {
+	if _, err := os.Stat(filepath.Join(slot, "b")); err != nil {
 		t.Fatal(err)
+	}
+	for range 2 { // the same name again, with something in it
+		if err := os.MkdirAll(filepath.Join(d, "a/b"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		again, err := Trash(filepath.Join(d, ".trash"), filepath.Join(d, "a"))
+		if err != nil || again == slot {
+			t.Fatal(again, err)
+		}
+		if _, err := os.Stat(filepath.Join(again, "x/b")); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := os.WriteFile(filepath.Join(d, tmpPrefix+"r"), nil, 0o600); err != nil {
 		t.Fatal(err)
