@@ -345,8 +345,8 @@ func (m *Manager) recordExit(id string, e Exit, reason, message string) error {
 // again by the container's teardown.
 func (m *Manager) afterExit(id string) {
 	s := m.snap.Load().containers[id]
-	if s == nil {
-		return
+	if s == nil || !s.rec.exited() {
+		return // a start that is rolled back: the next one may have the cgroup already
 	}
 	ctx, cancel := m.detached(m.ctx)
 	defer cancel()
