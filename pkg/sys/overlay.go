@@ -1,6 +1,7 @@
 package sys
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -41,10 +42,18 @@ func ForceOverlay(m OverlayMode) { forcedOverlay.Store(int32(m)) }
 // does not block but on disk reads.
 func MountOverlay(o Overlay) (*os.File, error) {
 	f, err := o.mount(o.mode())
-	if err != nil {
+	switch {
+	case errors.Is(err, unix.EINVAL) && o.Upper != "" && onOverlay(o.Root):
+		return nil, fmt.Errorf("mount overlay on %s: it is on an overlay filesystem itself, which can hold no writable layer. Move it to ext4, xfs, btrfs or tmpfs: %w", o.Root, err)
+	case err != nil:
 		return nil, fmt.Errorf("mount overlay of %d lower layers: %w", len(o.Lower), err)
 	}
 	return f, nil
+}
+
+func onOverlay(dir string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(dir, &st) == nil && st.Type == unix.OVERLAYFS_SUPER_MAGIC
 }
 
 // mode is the best way this kernel has.

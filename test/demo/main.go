@@ -7,6 +7,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -85,7 +86,7 @@ func inside(app string) (err error) {
 	if err := prepare(); err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp("/var/tmp", "cri-demo-")
+	dir, err := os.MkdirTemp(cmp.Or(os.Getenv("TMPDIR"), "/var/tmp"), "cri-demo-")
 	if err != nil {
 		return err
 	}
@@ -95,7 +96,7 @@ func inside(app string) (err error) {
 		return err
 	}
 	d := &demo{dir: filepath.Join(dir, "server")}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute) // an emulated machine is slow
 	defer cancel()
 	err = d.run(ctx, app)
 	d.report(os.Stdout)
