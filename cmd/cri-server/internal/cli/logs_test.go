@@ -114,3 +114,25 @@ func TestSizes(t *testing.T) {
 		}
 	}
 }
+
+// FuzzLog reads logs of any content, with any tail: no crash, and a tail is an end of the whole.
+func FuzzLog(f *testing.F) {
+	f.Add([]byte("1 stdout F one\n2 stdout P tw\n3 stdout F o\n"), 1)
+	f.Add([]byte("\n\n\n"), 2)
+	f.Add([]byte("a b P"), 0)
+	f.Fuzz(func(t *testing.T, text []byte, tail int) {
+		path := filepath.Join(t.TempDir(), "log")
+		if err := os.WriteFile(path, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var whole, end bytes.Buffer
+		for _, l := range []*logReader{{path: path, out: &whole, err: &whole, tail: -1}, {path: path, out: &end, err: &end, tail: max(0, tail)}} {
+			if err := l.print(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if !bytes.HasSuffix(whole.Bytes(), end.Bytes()) {
+			t.Errorf("tail %d of %q is %q, no end of %q", tail, text, end.Bytes(), whole.Bytes())
+		}
+	})
+}
