@@ -13,7 +13,9 @@ import (
 // process. Close closes both.
 type OOMWatch struct {
 	// Event becomes readable when there may have been a kill: an eventfd on v1, which the removal of the
-	// group fires too, an inotify on v2, which other memory events fire too. A reader drains it.
+	// group fires too, an inotify on v2, which other memory events fire too. v1's fires before the kill is
+	// counted: who finds the count as it was looks again a little later, or when a process has ended.
+	// Neither blocks a read, and a reader drains it.
 	Event *os.File
 	// Counter holds the count. Read it from its start (pread) and give the text to ParseOOMKills; once the
 	// group is gone reading fails with ENODEV.

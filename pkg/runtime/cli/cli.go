@@ -190,7 +190,7 @@ func commands() []command {
 		{name: "resume", args: id, usage: "let the processes of a paused container run again", min: 1, max: 1, setup: setupResume},
 		{name: "update", args: id, usage: "change the resource limits of a container", min: 1, max: 1, setup: setupUpdate},
 		{name: "spec", usage: "write a configuration to start from", min: 0, max: 0, setup: setupSpec},
-		{name: "events", args: id, usage: "not supported yet", min: 1, max: 1, setup: setupMissing("events")},
+		{name: "events", args: id, usage: "print statistics and out-of-memory kills of a container as JSON", min: 1, max: 1, setup: setupEvents},
 		{name: "checkpoint", args: id, usage: "not supported yet", min: 1, max: 1, setup: setupMissing("checkpoint")},
 		{name: "restore", args: id, usage: "not supported yet", min: 1, max: 1, setup: setupMissing("restore")},
 		{name: "features", usage: "print what this runtime can do as JSON", min: 0, max: 0, setup: setupFeatures},

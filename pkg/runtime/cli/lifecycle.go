@@ -185,6 +185,9 @@ func (c *container) signal(sig syscall.Signal, all bool) error {
 		return err
 	}
 	defer pidfd.Close()
+	if ends(sig) && c.gated() {
+		sig = unix.SIGKILL // what waits at the gate has no handlers, and PID 1 ignores what it does not handle
+	}
 	if err := unix.PidfdSendSignal(int(pidfd.Fd()), sig, nil, 0); err != nil {
 		if errors.Is(err, unix.ESRCH) {
 			return errNotRunning
@@ -195,6 +198,15 @@ func (c *container) signal(sig syscall.Signal, all bool) error {
 		return g.Thaw()
 	}
 	return nil
+}
+
+// ends reports whether a signal by default asks a process to end.
+func ends(sig syscall.Signal) bool {
+	switch sig {
+	case unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT:
+		return true
+	}
+	return false
 }
 
 // signalAll signals what is in the group at this moment.

@@ -1,0 +1,103 @@
+//go:build root
+
+package cli
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+func TestLife(t *testing.T) {
+	b := newBench(t)
+	b.config("c1", func(s *specs.Spec) { s.Annotations = map[string]string{"a": "b"} }, "sleep", "1000")
+	pidFile := filepath.Join(t.TempDir(), "pid")
+	b.ok("create", "--pid-file", pidFile, "--bundle", b.bundle, "c1")
+	if s := b.status("c1"); s != statusCreated {
+		t.Errorf("after create: %s", s)
+	}
+	var s shown
+	if err := json.Unmarshal([]byte(b.ok("state", "c1")), &s); err != nil {
+		t.Fatal(err)
+	}
+	if text, err := os.ReadFile(pidFile); err != nil || string(text) != strconv.Itoa(s.Pid) || s.Annotations["a"] != "b" || s.Rootfs != b.bundle+"/rootfs" {
+		t.Errorf("%+v, pid file %s, %v", s, text, err)
+	}
+	for _, c := range []struct{ args, want string }{
+		{"create --bundle " + b.bundle + " c1", "container with given ID already exists"},
+		{"run --bundle " + b.bundle + " c1", "container with id exists"},
+		{"resume c1", "container not paused"},
+	} {
+		if r := b.do(strings.Fields(c.args)...); r.code != 1 || !strings.Contains(r.err, c.want) {
+			t.Errorf("%s: %+v", c.args, r)
+		}
+	}
+	b.ok("start", "c1")
+	if r := b.do("start", "c1"); r.code != 1 || !strings.Contains(r.err, "cannot start an already running container") {
+		t.Errorf("%+v", r)
+	}
+	if r := b.do("delete", "c1"); r.code != 1 || !strings.Contains(r.err, "cannot delete container c1 that is not stopped: running") {
+		t.Errorf("%+v", r)
+	}
+	b.wait("c1", statusRunning)
+	b.ok("delete", "--force", "c1")
+}
+
+// TestPauseAndEnd goes on from a running container.
+func TestPauseAndEnd(t *testing.T) {
+	b := newBench(t)
+	b.config("c1", nil, "sleep", "1000")
+	b.ok("run", "--detach", "--bundle", b.bundle, "c1")
+	var s shown
+	if err := json.Unmarshal([]byte(b.ok("state", "c1")), &s); err != nil {
+		t.Fatal(err)
+	}
+	b.wait("c1", statusRunning)
+	b.ok("pause", "c1")
+	if s := b.status("c1"); s != statusPaused {
+		t.Errorf("after pause: %s", s)
+	}
+	if r := b.do("exec", "c1", "true"); r.code != 255 || !strings.Contains(r.err, "cannot exec in a paused container") {
+		t.Errorf("%+v", r)
+	}
+	late := b.cmd("exec", "--ignore-paused", "c1", "true")
+	if err := late.Start(); err != nil {
+		t.Fatal(err)
+	}
+	b.ok("resume", "c1")
+	if err := late.Wait(); err != nil {
+		t.Errorf("exec in a container that was paused for a while: %v", err)
+	}
+	b.ok("update", "--pids-limit", "50", "--memory", "67108864", "c1")
+	if out := b.ok("ps", "--format", "json", "c1"); out != "["+strconv.Itoa(s.Pid)+"]\n" {
+		t.Errorf("ps: %s", out)
+	}
+	b.ok("kill", "c1", "KILL")
+	b.wait("c1", statusStopped)
+	if r := b.do("kill", "c1", "KILL"); r.code != 1 || !strings.Contains(r.err, "container not running") {
+		t.Errorf("%+v", r)
+	}
+	b.ok("kill", "--all", "c1", "KILL")
+	if r := b.do("start", "c1"); r.code != 1 || !strings.Contains(r.err, "cannot start a container that has stopped") {
+		t.Errorf("%+v", r)
+	}
+	if r := b.do("exec", "c1", "true"); r.code != 255 || !strings.Contains(r.err, "cannot exec in a stopped container") {
+		t.Errorf("%+v", r)
+	}
+	b.ok("delete", "c1")
+	b.ok("create", "--bundle", b.bundle, "c1")
+	b.ok("kill", "c1")
+	b.wait("c1", statusStopped)
+	b.ok("delete", "c1")
+	// A created container may be deleted, a running one by force.
+	b.ok("create", "--bundle", b.bundle, "c1")
+	b.ok("delete", "c1")
+	b.ok("run", "--detach", "--bundle", b.bundle, "c1")
+	b.ok("delete", "--force", "c1")
+	b.ok("delete", "--force", "c1")
+}
