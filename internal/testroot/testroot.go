@@ -3,7 +3,8 @@
 // A package's TestMain calls Main, which re-executes the test binary in private mount, network, PID, IPC
 // and UTS namespaces and in a child cgroup of every hierarchy, so that nothing a test makes can outlive it:
 // when the binary ends, its PID namespace takes every process along, and what it mounted goes with the
-// mount namespace. Main removes the cgroups last and fails the run when one cannot be removed.
+// mount namespace. Process 1 of that namespace is an init that reaps what is orphaned, as on a host. Main
+// removes the cgroups last and fails the run when one cannot be removed.
 package testroot
 
 import (
@@ -38,14 +39,17 @@ const (
 // are; NeedRoot then skips those that need it.
 func Main(m *testing.M) {
 	switch {
-	case os.Getenv(stageEnv) == settled: // a test runs the test binary again
-		os.Exit(m.Run())
 	case os.Getenv(stageEnv) == entering:
-		if err := inside(); err != nil {
-			fmt.Fprintln(os.Stderr, "testroot:", err)
-			os.Exit(1)
+		err := inside()
+		code := 1
+		if err == nil {
+			code, err = runAndReap()
 		}
-		os.Setenv(stageEnv, settled)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "testroot:", err)
+		}
+		os.Exit(code)
+	case os.Getenv(stageEnv) == settled: // the tests, or the test binary that a test runs again
 		os.Exit(m.Run())
 	case os.Geteuid() != 0:
 		os.Exit(m.Run())
@@ -175,6 +179,31 @@ func outside() int {
 	return code
 }
 
+// runAndReap is process 1: it runs the tests as its child, reaps what is orphaned, and returns their exit code.
+func runAndReap() (int, error) {
+	if err := os.Setenv(stageEnv, settled); err != nil {
+		return 1, err
+	}
+	tests, err := os.StartProcess("/proc/self/exe", os.Args, &os.ProcAttr{Files: []*os.File{os.Stdin, os.Stdout, os.Stderr}})
+	if err != nil {
+		return 1, err
+	}
+	for {
+		var ws unix.WaitStatus
+		pid, err := unix.Wait4(-1, &ws, 0, nil)
+		switch {
+		case err == unix.EINTR || err == nil && pid != tests.Pid:
+		case err != nil:
+			return 1, fmt.Errorf("wait for the tests: %w", err)
+		case ws.Signaled():
+			return 1, fmt.Errorf("the tests died: %v", ws.Signal())
+		default:
+			return ws.ExitStatus(), nil
+		}
+	}
+}
+
+// inside prepares the namespaces that Main made.
 func inside() error {
 	if err := enterCgroups(os.Getenv(cgroupEnv)); err != nil {
 		return err

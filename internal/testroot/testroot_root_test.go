@@ -8,14 +8,15 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestMain(m *testing.M) { Main(m) }
 
 func TestInside(t *testing.T) {
 	NeedRoot(t)
-	if os.Getpid() != 1 {
-		t.Errorf("pid %d, want 1 of a namespace of our own", os.Getpid())
+	if os.Getppid() != 1 {
+		t.Errorf("the parent is process %d, want 1 of a namespace of our own", os.Getppid())
 	}
 	b, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
@@ -41,6 +42,23 @@ func TestAgain(t *testing.T) {
 	out, err := exec.Command("/proc/self/exe", "-test.v", "-test.run=^TestInside$").CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "want 1 of a namespace of our own") || strings.Contains(string(out), "testroot:") {
 		t.Errorf("%v: %s", err, out)
+	}
+}
+
+// TestOrphansAreReaped holds that process 1 is an init.
+func TestOrphansAreReaped(t *testing.T) {
+	NeedRoot(t)
+	out, err := exec.Command("sh", "-c", "true & echo $!").Output() // an orphan, or reaped by its parent
+	if err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		if _, err := os.Stat("/proc/" + strings.TrimSpace(string(out))); err != nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("a zombie stays")
+		}
 	}
 }
 

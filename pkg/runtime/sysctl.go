@@ -3,6 +3,7 @@ package runtime
 import (
 	"sort"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -30,9 +31,30 @@ func (c *compiler) sysctls(values map[string]string, ns *namespaces) error {
 		if strings.IndexByte(values[name], 0) >= 0 {
 			return errs.New(errs.Invalid, "sysctl %s: the value has a NUL in it", name)
 		}
+		first := c.p.Len()
 		c.writeProc("sysctl "+name, path, values[name])
+		c.hints[first], c.hints[first+1] = sysctlAbsent(name), sysctlRefused(name, values[name])
 	}
 	return nil
+}
+
+func sysctlAbsent(name string) hint {
+	return func(e syscall.Errno) error {
+		if e == unix.ENOENT {
+			return errs.New(errs.Invalid, "sysctl %s: this kernel has none of that name: %w", name, e)
+		}
+		return wrapErrno(e, "open sysctl %s", name)
+	}
+}
+
+func sysctlRefused(name, value string) hint {
+	return func(e syscall.Errno) error {
+		err := wrapErrno(e, "set sysctl %s to %q", name, value)
+		if e == unix.EINVAL || e == unix.ERANGE || e == unix.EIO { // EIO: only a part of the value was taken
+			return errs.With(errs.Invalid, err)
+		}
+		return err
+	}
 }
 
 // sysctlPath is the file of a kernel parameter below /proc. A slash stands for a dot inside a component
