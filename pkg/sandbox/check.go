@@ -66,9 +66,9 @@ func (m *Manager) livePodOf(s *snapshot, rec *podRecord) LivePod {
 		}
 		return p
 	}
-	p.CgroupPath = rec.CgroupPath
-	if rec.ready() {
-		p.ShimPid, p.HolderPid = rec.ShimPid, rec.HolderPid
+	p.CgroupPath, p.ShimPid, p.Over = rec.CgroupPath, rec.ShimPid, !rec.ready()
+	if !p.Over {
+		p.HolderPid = rec.HolderPid
 	}
 	for _, c := range s.containersOf(rec.ID) {
 		l := LiveContainer{ID: c.ID, CgroupPath: c.CgroupPath}

@@ -86,6 +86,7 @@ type LivePod struct {
 	ID         string
 	Dir        string // its run directory
 	ShimPid    int    // 0: it has none
+	Over       bool   // it is not ready any more: its shim may live and need not
 	HolderPid  int    // 0: it has none
 	Parent     string // the cgroup above its own
 	CgroupPath string // "": it has none

@@ -64,10 +64,6 @@ func symlink(name, target string) entry {
 	return entry{tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: target, Mode: 0o777}, ""}
 }
 
-func fifo(name string) entry {
-	return entry{tar.Header{Typeflag: tar.TypeFifo, Name: name, Mode: 0o644}, ""}
-}
-
 // mark is a file that every root of a container has, and no other root.
 const mark = "etc/pods-test"
 

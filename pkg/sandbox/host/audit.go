@@ -39,7 +39,7 @@ func (a *audit) bad(kind, subject, format string, args ...any) {
 func (a *audit) expect(p sandbox.LivePod) {
 	if p.ShimPid != 0 {
 		a.shims[p.ShimPid] = true
-		if !alive(p.ShimPid) {
+		if !p.Over && !alive(p.ShimPid) {
 			a.bad("process", "pod "+p.ID, "its shim, process %d, does not live", p.ShimPid)
 		}
 	}
