@@ -331,3 +331,43 @@ func TestEvents(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 }
+
+// TestJoin has a container in the namespaces of another one, user namespace included, whose mappings its
+// configuration does not repeat.
+func TestJoin(t *testing.T) {
+	b := newBench(t)
+	maps := []specs.LinuxIDMapping{{ContainerID: 0, HostID: 100000, Size: 1000}}
+	for dir := b.bundle; dir != "/"; dir = filepath.Dir(dir) { // the container's root is nobody here
+		if st, err := os.Stat(dir); err != nil || st.Mode()&0o001 == 0 {
+			if err := os.Chmod(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	b.config("c1", func(s *specs.Spec) {
+		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+		s.Linux.UIDMappings, s.Linux.GIDMappings = maps, maps
+	}, "sleep", "1000")
+	b.ok("run", "-d", "--bundle", b.bundle, "c1")
+	defer b.ok("delete", "-f", "c1")
+	var s shown
+	if err := json.Unmarshal([]byte(b.ok("state", "c1")), &s); err != nil {
+		t.Fatal(err)
+	}
+	b.config("c2", func(spec *specs.Spec) {
+		spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+		for i := range spec.Linux.Namespaces {
+			n := &spec.Linux.Namespaces[i]
+			if n.Type != specs.MountNamespace {
+				n.Path = fmt.Sprintf("/proc/%d/ns/%s", s.Pid, map[specs.LinuxNamespaceType]string{"network": "net"}[n.Type])
+				if n.Type != specs.NetworkNamespace {
+					n.Path += string(n.Type)
+				}
+			}
+		}
+	}, "sh", "-c", "id -u; cat /proc/self/uid_map; ps | grep -c 'sleep 1000$'")
+	r := b.do("run", "--bundle", b.bundle, "c2")
+	if f := strings.Fields(r.out); r.code != 0 || strings.Join(f, " ") != "0 0 100000 1000 1" {
+		t.Errorf("%+v", r)
+	}
+}

@@ -155,6 +155,9 @@ func (cr *creation) read() error {
 	if cr.config.Linux == nil {
 		return errors.New("the configuration has no linux section")
 	}
+	if err := joinedMaps(cr.config.Linux); err != nil {
+		return err
+	}
 	if err := checkHooks(cr.config.Hooks); err != nil {
 		return err
 	}
