@@ -59,7 +59,7 @@ func (m *Manager) CreateContainer(ctx context.Context, podID string, config *cri
 	id, err := m.joins.join(ctx, key, m.goDo, func(ctx context.Context) (string, error) {
 		return m.createContainer(ctx, pod.ID, config)
 	})
-	if err == nil {
+	if err == nil && awaited(ctx) {
 		m.live.container(id).answers.made.Store(true)
 	}
 	return id, err

@@ -271,6 +271,31 @@ func TestRepeatedRequests(t *testing.T) {
 	w.clean()
 }
 
+// lateCaller is a context whose time limit is about to end.
+type lateCaller struct{ context.Context }
+
+func (lateCaller) Deadline() (time.Time, bool) { return time.Now().Add(answerMargin / 2), true }
+
+func TestAnswerThatCameTooLateIsGivenAgain(t *testing.T) {
+	w := newWorld(t)
+	late := lateCaller{w.ctx}
+	pod, err := w.mgr.RunPod(late, podConfig("a"), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := w.mgr.RunPod(w.ctx, podConfig("a"), ""); err != nil || again != pod {
+		t.Errorf("the retry of a pod: %q, %v; want %q", again, err, pod)
+	}
+	c, err := w.mgr.CreateContainer(late, pod, containerConfig("c"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := w.mgr.CreateContainer(w.ctx, pod, containerConfig("c"), nil); err != nil || again != c {
+		t.Errorf("the retry of a container: %q, %v; want %q", again, err, c)
+	}
+	w.clean()
+}
+
 func waiters(m *Manager) int {
 	m.joins.mu.Lock()
 	defer m.joins.mu.Unlock()

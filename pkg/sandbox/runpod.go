@@ -50,7 +50,7 @@ func (m *Manager) RunPod(ctx context.Context, config *cri.PodSandboxConfig, hand
 	id, err := m.joins.join(ctx, key, m.goDo, func(ctx context.Context) (string, error) {
 		return m.runPod(ctx, config, handler)
 	})
-	if err == nil {
+	if err == nil && awaited(ctx) {
 		m.live.pod(id).answers.made.Store(true)
 	}
 	return id, err
