@@ -6,6 +6,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"unicode"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -41,6 +42,12 @@ func validateNames(pod *cri.PodSandboxConfig) error {
 	}
 	if dir := pod.GetLogDirectory(); dir != "" && !path.IsAbs(dir) {
 		return errs.New(errs.Invalid, "log_directory: %q is not absolute", dir)
+	}
+	md := pod.GetMetadata()
+	for field, name := range map[string]string{"name": md.GetName(), "namespace": md.GetNamespace(), "uid": md.GetUid()} {
+		if strings.ContainsFunc(name, unicode.IsControl) {
+			return errs.New(errs.Invalid, "config.metadata.%s: %q has control characters in it", field, name)
+		}
 	}
 	return checkText("log_directory", pod.GetLogDirectory())
 }
@@ -113,6 +120,12 @@ func validateNamespaces(ns *cri.NamespaceOption) error {
 }
 
 func validatePorts(pod *cri.PodSandboxConfig) error {
+	type place struct {
+		proto cri.Protocol
+		ip    netip.Addr
+		port  int32
+	}
+	taken := map[place]int{}
 	for i, p := range pod.GetPortMappings() {
 		field := indexed("port_mappings", i)
 		if _, ok := cri.Protocol_name[int32(p.GetProtocol())]; !ok {
@@ -126,11 +139,18 @@ func validatePorts(pod *cri.PodSandboxConfig) error {
 		if p.GetHostPort() != 0 && p.GetContainerPort() == 0 {
 			return errs.New(errs.Invalid, "%s.container_port: 0 with host_port %d", field, p.GetHostPort())
 		}
+		at := place{proto: p.GetProtocol(), port: p.GetHostPort()}
 		if ip := p.GetHostIp(); ip != "" {
-			if _, err := netip.ParseAddr(ip); err != nil {
+			addr, err := netip.ParseAddr(ip)
+			if err != nil {
 				return errs.New(errs.Invalid, "%s.host_ip: %q is no IP address", field, ip)
 			}
+			at.ip = addr
 		}
+		if first, ok := taken[at]; ok && at.port != 0 && p.GetContainerPort() != pod.GetPortMappings()[first].GetContainerPort() {
+			return errs.New(errs.Invalid, "%s.host_port: %d is taken by %s already", field, at.port, indexed("port_mappings", first))
+		}
+		taken[at] = i
 	}
 	return nil
 }
