@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cri-server/cri-server/internal/testroot"
+	"github.com/cri-server/cri-server/pkg/errs"
 	"github.com/cri-server/cri-server/pkg/runtime"
 )
 
@@ -83,7 +84,7 @@ func TestErrors(t *testing.T) {
 		}, `mount /data: tmpfs with "nonsense=1": invalid argument`, unix.EINVAL},
 		{"no UTS namespace", func(s *specs.Spec) { s.Linux.Namespaces = s.Linux.Namespaces[4:] }, "a host name needs a UTS namespace", nil},
 		{"host sysctl", func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"kernel.panic": "1"} }, "sysctl kernel.panic: it is not one of a namespace", nil},
-		{"bad sysctl", func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"net.ipv4.nothing": "1"} }, "sysctl net.ipv4.nothing (container test): openat2: no such file or directory", nil},
+		{"bad sysctl", func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"net.ipv4.nothing": "1"} }, "sysctl net.ipv4.nothing: ", nil},
 		{"climbing sysctl", func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"net.../../../../x": "1"} }, "is no name of a kernel parameter", nil},
 		{"unmapped user", func(s *specs.Spec) { s.Process.User.UID = 1<<32 - 1 }, "is out of range", nil},
 		{"bad rlimit", func(s *specs.Spec) { s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_X"}} }, `resource limit "RLIMIT_X" is unknown`, nil},
@@ -94,6 +95,9 @@ func TestErrors(t *testing.T) {
 		_, err := run(t, runtime.Options{Spec: s})
 		if err == nil || !strings.Contains(err.Error(), c.want) || c.is != nil && !errors.Is(err, c.is) {
 			t.Errorf("%s: got %v, want %s", c.name, err, c.want)
+		}
+		if c.name == "bad sysctl" && !errs.Is(err, errs.Invalid) {
+			t.Errorf("%s: %v is not of kind invalid", c.name, err)
 		}
 	}
 }
@@ -260,13 +264,14 @@ func TestDevices(t *testing.T) {
 	root := testroot.Rootfs(t, t.TempDir())
 	mode := os.FileMode(0o640)
 	id := uint32(1000)
-	s := spec(root, `stat -c '%n %F %t:%T %a %u:%g' /dev/mine /dev/net/tun /dev/fifo /dev/null /opt/dev/zero /dev/blk; echo x > /dev/full`)
+	s := spec(root, `stat -c '%n %F %t:%T %a %u:%g' /dev/mine /dev/net/tun /dev/fifo /dev/null /opt/dev/zero /atroot /dev/blk; echo x > /dev/full`)
 	s.Linux.Devices = []specs.LinuxDevice{
 		{Path: "/dev/mine", Type: "c", Major: 1, Minor: 5, FileMode: &mode, UID: &id, GID: &id},
 		{Path: "/dev/net/tun", Type: "c", Major: 10, Minor: 200},
 		{Path: "/dev/fifo", Type: "p", FileMode: &mode},
 		{Path: "/dev/null", Type: "c", Major: 1, Minor: 3, FileMode: &mode},
 		{Path: "/opt/dev/zero", Type: "c", Major: 1, Minor: 5},
+		{Path: "/atroot", Type: "c", Major: 1, Minor: 5},
 		{Path: "/dev/blk", Type: "b", Major: 7, Minor: 300},
 	}
 	r, err := run(t, runtime.Options{Spec: s})
@@ -274,7 +279,7 @@ func TestDevices(t *testing.T) {
 		t.Fatal(err)
 	}
 	has(t, r.out, "/dev/mine character special file 1:5 640 1000:1000", "/dev/net/tun character special file a:c8 666 0:0", "/dev/fifo fifo 0:0 640 0:0",
-		"/dev/null character special file 1:3 640 0:0", "/opt/dev/zero character special file 1:5 666 0:0", "/dev/blk block special file 7:12c 666 0:0")
+		"/dev/null character special file 1:3 640 0:0", "/opt/dev/zero character special file 1:5 666 0:0", "/atroot character special file 1:5 666 0:0", "/dev/blk block special file 7:12c 666 0:0")
 	if !strings.Contains(r.err, "No space left") {
 		t.Error(r.err)
 	}

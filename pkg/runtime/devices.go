@@ -127,7 +127,7 @@ func (c *compiler) compileDevice(root program.Arg, dev program.Slot, d *device, 
 	at := dev
 	if dir != "dev/" {
 		at = c.dst
-		c.openDir(root, strings.TrimSuffix(dir, "/"), at)
+		c.openDir(root, path.Clean(dir), at)
 		fresh = false
 	}
 	nr := num(d.kind | d.mode)
