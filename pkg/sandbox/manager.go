@@ -73,8 +73,8 @@ func (m *Manager) Close() error {
 	m.closing.Lock()
 	m.cancel()
 	m.closing.Unlock()
-	m.live.closeAll()
 	m.wg.Wait()
+	m.live.closeAll()
 	m.trash.wait()
 	var err error
 	if m.cfg.CgroupRoot != "" && !m.anyLive() {

@@ -94,11 +94,14 @@ func (t table[T]) runStep(ctx context.Context, m *Manager, s step[T], job T) err
 }
 
 // runAll does every step whatever the others return: a teardown gets as far as it can. A step that must not run
-// after a failed one asks for it itself.
+// after a failed one asks for it itself. When ctx ends no further step begins: the next run has to find what is left.
 func (t table[T]) runAll(ctx context.Context, m *Manager, job T) error {
 	var all []error
 	for _, st := range t.stages {
 		for _, s := range st {
+			if ctx.Err() != nil {
+				return errors.Join(append(all, context.Cause(ctx))...)
+			}
 			all = append(all, t.runStep(ctx, m, s, job))
 		}
 	}

@@ -100,6 +100,7 @@ func (t *podTeardown) cgroup(ctx context.Context) error {
 	}
 	rec := t.rec()
 	if err := t.m.shims.RemoveCgroup(ctx, rec.CgroupPath); err != nil {
+		t.hold = true // by the run directory the next try finds what lives
 		return err
 	}
 	if rec.OwnsParent {
