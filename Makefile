@@ -38,11 +38,11 @@ arch:
 
 .PHONY: unit
 unit:
-	$(GO) test $(PKGS)
+	hack/gotest $(PKGS)
 
 .PHONY: race
 race: ## unit tests under the race detector
-	CGO_ENABLED=1 $(GO) test -race $(PKGS)
+	CGO_ENABLED=1 hack/gotest -race $(PKGS)
 
 .PHONY: test-root
 test-root: build ## root tests, in namespaces and cgroups of their own

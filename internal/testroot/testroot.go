@@ -218,10 +218,41 @@ func inside() error {
 	if err := unix.Mount("tmpfs", "/run", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
 		return fmt.Errorf("mount /run: %w", err)
 	}
+	if err := scratch(); err != nil {
+		return err
+	}
 	if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
 		return fmt.Errorf("set lo up: %w: %s", err, out)
 	}
 	return nil
+}
+
+// scratch points TMPDIR at a tmpfs of the test run's own where temporary files would lie on overlayfs (a
+// machine that is itself a container): that can be no upper layer of a container's root filesystem.
+func scratch() error {
+	overlay := false
+	dirs := []string{"/tmp", "/var/tmp"} // some tests take the one, some the other
+	if d := os.Getenv("TMPDIR"); d != "" {
+		dirs = []string{d}
+	}
+	for _, d := range dirs {
+		var st unix.Statfs_t
+		if err := unix.Statfs(d, &st); err != nil {
+			return fmt.Errorf("directory for temporary files %s: %w", d, err)
+		}
+		overlay = overlay || st.Type == unix.OVERLAYFS_SUPER_MAGIC
+	}
+	if !overlay {
+		return nil
+	}
+	const dir = "/run/tmp"
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=1777"); err != nil {
+		return fmt.Errorf("mount %s: %w", dir, err)
+	}
+	return os.Setenv("TMPDIR", dir)
 }
 
 // hierarchies returns the mount point of every cgroup hierarchy that has one.

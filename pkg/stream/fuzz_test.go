@@ -48,7 +48,7 @@ func FuzzMessages(f *testing.F) {
 	f.Add("channel.k8s.io", []byte("\x04{\x04}\x07"))
 	f.Fuzz(func(t *testing.T, protocol string, b []byte) {
 		if _, ok := channelProtocols[protocol]; !ok {
-			t.Skip()
+			t.Skip("no protocol of ours")
 		}
 		rt := &discard{}
 		s, err := Listen(Config{}, rt)
@@ -65,7 +65,7 @@ func FuzzMessages(f *testing.F) {
 		defer cancel()
 		c, _, err := websocket.Dial(ctx, resp.Url, &websocket.DialOptions{Subprotocols: []string{protocol}})
 		if err != nil {
-			t.Skip() // the empty protocol cannot be asked for
+			t.Skip("the empty protocol cannot be asked for")
 		}
 		for m := range bytes.SplitSeq(b, []byte{0xfe}) {
 			if c.Write(ctx, websocket.MessageBinary, m) != nil {

@@ -91,6 +91,14 @@ func inside(app string) (err error) {
 		return err
 	}
 	defer os.RemoveAll(dir)
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err == nil && st.Type == unix.OVERLAYFS_SUPER_MAGIC {
+		// A machine that is itself a container: overlayfs can be no upper layer of one.
+		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, ""); err != nil {
+			return fmt.Errorf("mount %s: %w", dir, err)
+		}
+		defer func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }()
+	}
 	before, err := survey()
 	if err != nil {
 		return err
