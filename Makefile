@@ -30,7 +30,7 @@ lint: $(TOOLS)/golangci-lint
 	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "not formatted (make fmt): $$out"; exit 1; }
 	$(GO) vet $(PKGS)
 	$(GO) vet -tags root $(PKGS)
-	$(TOOLS)/golangci-lint run $(PKGS)
+	$(TOOLS)/golangci-lint run --allow-parallel-runners $(PKGS)
 
 .PHONY: arch
 arch:
