@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -36,11 +35,11 @@ func TestMain(m *testing.M) {
 		fmt.Fprint(os.Stderr, "complaint")
 		os.Exit(3)
 	case "hang": // with a child in its group, which must die too
+		alive, _ := os.OpenFile(os.Getenv("ALIVE"), os.O_WRONLY, 0)
 		child := exec.Command("/proc/self/exe")
-		child.Env = []string{"MODE=sleep"}
+		child.Env, child.ExtraFiles = []string{"MODE=sleep"}, []*os.File{alive}
 		child.Start()
-		os.WriteFile(os.Getenv("PIDFILE"), []byte(strconv.Itoa(child.Process.Pid)), 0o600)
-		fmt.Print("begun")
+		fmt.Fprint(alive, "begun")
 		time.Sleep(time.Hour)
 	case "flood":
 		chunk := bytes.Repeat([]byte("x"), 1<<20)
@@ -108,21 +107,42 @@ func TestOutput(t *testing.T) {
 	}
 }
 
+// TestHang kills a program and its child, which hold a FIFO open as long as they live. A timeout may strike before there is
+// a child; the cancellation comes after.
 func TestHang(t *testing.T) {
 	for _, how := range []string{"timeout", "cancel"} {
+		alive := t.TempDir() + "/alive"
+		if err := unix.Mkfifo(alive, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		reader, err := os.OpenFile(alive, os.O_RDONLY|unix.O_NONBLOCK, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer reader.Close()
 		ctx, cancel := context.WithCancel(context.Background())
-		timeout := 300 * time.Millisecond
-		want := errs.Timeout
+		timeout, want := 300*time.Millisecond, errs.Timeout
 		if how == "cancel" {
 			timeout, want = time.Minute, errs.Canceled
-			time.AfterFunc(300*time.Millisecond, cancel)
+			go func() {
+				defer cancel()
+				begun, err := os.Open(alive) // once the program opens it too
+				if err != nil {
+					return
+				}
+				defer begun.Close()
+				_, _ = io.ReadFull(begun, make([]byte, len("begun")))
+			}()
 		}
-		res, pidfile, err := run(t, ctx, "hang", timeout, nil)
+		res, err := Run(ctx, Program{Path: "/proc/self/exe", Env: []string{"MODE=hang", "ALIVE=" + alive}, Timeout: timeout})
 		cancel()
 		if !errs.Is(err, want) || res.State != nil {
 			t.Errorf("%s: %v, %v", how, res.State, err)
 		}
-		waitGone(t, pidfile)
+		_ = reader.SetReadDeadline(time.Now().Add(time.Minute))
+		if _, err := io.Copy(io.Discard, reader); err != nil {
+			t.Errorf("%s: the program's child lives on: %v", how, err)
+		}
 	}
 }
 
@@ -171,17 +191,4 @@ func readPid(t *testing.T, file string) int {
 		t.Fatal(err)
 	}
 	return pid
-}
-
-// waitGone waits until the process is dead, or a zombie that somebody else has to reap.
-func waitGone(t *testing.T, pidfile string) {
-	t.Helper()
-	pid := readPid(t, pidfile)
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
-		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		if err != nil || strings.Contains(string(stat), ") Z ") {
-			return
-		}
-	}
-	t.Errorf("process %d of the program's group is alive", pid)
 }
