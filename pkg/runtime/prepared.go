@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cri-server/cri-server/pkg/errs"
 	"github.com/cri-server/cri-server/pkg/runtime/launch"
 	"github.com/cri-server/cri-server/pkg/runtime/program"
 )
@@ -42,7 +43,8 @@ func (p *Prepared) Text() string { return p.prog.Text() }
 
 // Explain turns an error of launch.Start or Process.Release for this program into one that says what
 // failed: "mount /data: source /srv/data: no such file or directory". Errors it cannot say more about
-// come back as they are; nil is nil. The errno stays in the chain.
+// come back as they are; nil is nil. The errno stays in the chain. What the configuration or the image is to
+// blame for has a kind of pkg/errs.
 func (p *Prepared) Explain(err error) error {
 	var op *launch.OpError
 	if !errors.As(err, &op) {
@@ -55,7 +57,12 @@ func (p *Prepared) Explain(err error) error {
 	if subject == "" {
 		return fmt.Errorf("container %s: %w", p.id, err)
 	}
-	return fmt.Errorf("%s (container %s): %s: %w", subject, p.id, call, op.Errno)
+	err = fmt.Errorf("%s (container %s): %s: %w", subject, p.id, call, op.Errno)
+	switch op.Errno {
+	case unix.ENOTDIR, unix.EISDIR, unix.ELOOP, unix.ENAMETOOLONG: // a path of the configuration, or of the image
+		return errs.With(errs.Invalid, err)
+	}
+	return err
 }
 
 // files collects the descriptors of a request.

@@ -337,17 +337,29 @@ func notFound(name string) hint {
 		if e == unix.EBADF || e == unix.EACCES || e == unix.ENOTDIR {
 			e = unix.ENOENT
 		}
-		return &execFailure{fmt.Sprintf("exec: %q: executable file not found in $PATH", name), e}
+		return failedExec(e, fmt.Sprintf("exec: %q: executable file not found in $PATH", name))
 	}
 }
 
 func execError(name string) hint {
 	return func(e syscall.Errno) error {
 		if e == unix.ENOENT {
-			return &execFailure{fmt.Sprintf("exec: %q: stat %s: no such file or directory", name, name), e}
+			return failedExec(e, fmt.Sprintf("exec: %q: stat %s: no such file or directory", name, name))
 		}
-		return &execFailure{fmt.Sprintf("exec: %q: %v", name, e), e}
+		return failedExec(e, fmt.Sprintf("exec: %q: %v", name, e))
 	}
+}
+
+// failedExec tells a command that is not there, and one that is none, from a machine that cannot run it.
+func failedExec(e syscall.Errno, text string) error {
+	err := &execFailure{text, e}
+	switch e {
+	case unix.ENOENT:
+		return errs.With(errs.NotFound, err)
+	case unix.EACCES, unix.ENOEXEC, unix.ENOTDIR, unix.EISDIR, unix.ELOOP, unix.ENAMETOOLONG, unix.E2BIG:
+		return errs.With(errs.Invalid, err)
+	}
+	return err
 }
 
 // execFailure is an error whose text is complete without its errno.

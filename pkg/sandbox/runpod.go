@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -247,8 +248,12 @@ func (j *runJob) logs(context.Context) error {
 	if !filepath.IsAbs(dir) {
 		return errs.New(errs.Invalid, "config.log_directory %q: it is not an absolute path", dir)
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return fmt.Errorf("make log directory: %w", err)
+	err := os.MkdirAll(dir, 0o755)
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENAMETOOLONG) {
+		return errs.New(errs.Invalid, "config.log_directory %q: %w", dir, err)
+	}
+	if err != nil {
+		return fmt.Errorf("make log directory %s: %w", dir, err)
 	}
 	return nil
 }
