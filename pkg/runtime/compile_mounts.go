@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"path"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -143,7 +144,12 @@ func (c *compiler) data(m *mountPlan) program.Arg {
 // compileFS mounts on the working directory: mount(2) takes no descriptors, and a path through /proc would
 // depend on what the launcher sees there.
 func (c *compiler) compileFS(root program.Arg, m *mountPlan) {
-	c.openDir(root, m.dest, c.dst)
+	keep := m.keepsMode()
+	if keep {
+		c.openDirMode(root, m.dest, c.dst)
+	} else {
+		c.openDir(root, m.dest, c.dst)
+	}
 	if m.fstype == "proc" && c.latePID {
 		c.compileProc(m)
 		c.close(c.dst)
@@ -158,6 +164,33 @@ func (c *compiler) compileFS(root program.Arg, m *mountPlan) {
 		c.setattr(c.dst.Val(), 0, 0, 0, m.opts.propagation)
 		c.close(c.dst)
 	}
+	if keep {
+		c.open(root, m.dest, unix.O_RDONLY|unix.O_DIRECTORY, resolve(m.dest)).Save(c.dst)
+		c.p.Call(unix.SYS_FCHMOD, c.dst.Val(), c.mode.Val())
+		c.close(c.dst)
+	}
+}
+
+// keepsMode: a tmpfs that names no mode takes that of the directory it covers, as other runtimes have it.
+func (m *mountPlan) keepsMode() bool {
+	named := slices.ContainsFunc(m.opts.data, func(d string) bool { return strings.HasPrefix(d, "mode=") })
+	return m.fstype == "tmpfs" && !named
+}
+
+// openDirMode is openDir that leaves the directory's mode in c.mode: tmpfs's own when there was none.
+func (c *compiler) openDirMode(root program.Arg, dest string, slot program.Slot) {
+	const mode = 28 // of statx: two bytes, and six of others
+	if !c.moded {
+		c.mode, c.moded = c.p.Slot("mode"), true
+	}
+	missing, done := c.p.Label(), c.p.Label()
+	c.open(root, dest, unix.O_PATH|unix.O_DIRECTORY, resolve(dest)).Save(slot).Catch(missing, unix.ENOENT)
+	c.p.Call(unix.SYS_STATX, slot.Val(), c.p.Str(""), empty, num(unix.STATX_MODE), c.buf.Addr(0))
+	c.p.Load(c.buf.Word(mode), 0o7777).Save(c.mode).Then(done)
+	c.p.Bind(missing)
+	c.openDir(root, dest, slot)
+	c.p.Load(num(0o1777), 0o7777).Save(c.mode)
+	c.p.Bind(done)
 }
 
 func mountError(m *mountPlan, e syscall.Errno) error {

@@ -65,7 +65,7 @@ func TestErrors(t *testing.T) {
 		{"no file", func(s *specs.Spec) { s.Process.Args = []string{"/nothing"} }, `exec: "/nothing": stat /nothing: no such file or directory`, fs.ErrNotExist},
 		{"not executable", func(s *specs.Spec) { s.Process.Args = []string{"/noexec"} }, `exec: "/noexec": permission denied`, fs.ErrPermission},
 		{"a directory", func(s *specs.Spec) { s.Process.Args = []string{"/bin"} }, `exec: "/bin": permission denied`, fs.ErrPermission},
-		{"no interpreter", func(s *specs.Spec) { s.Process.Args = []string{"/nointerp"} }, `exec: "/nointerp": stat /nointerp: no such file or directory`, fs.ErrNotExist},
+		{"no interpreter", func(s *specs.Spec) { s.Process.Args = []string{"/nointerp"} }, `exec /nointerp: no such file or directory`, fs.ErrNotExist},
 		{"no args", func(s *specs.Spec) { s.Process.Args = nil }, `process: no arguments`, nil},
 		{"relative cwd", func(s *specs.Spec) { s.Process.Cwd = "tmp" }, `cwd "tmp" is not an absolute path`, nil},
 		{"cwd is a file", func(s *specs.Spec) { s.Process.Cwd = "/noexec" }, `enter the working directory /noexec (container test): openat2: not a directory`, unix.ENOTDIR},
@@ -87,6 +87,11 @@ func TestErrors(t *testing.T) {
 		{"bad sysctl", func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"net.ipv4.nothing": "1"} }, "sysctl net.ipv4.nothing: ", nil},
 		{"climbing sysctl", func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"net.../../../../x": "1"} }, "is no name of a kernel parameter", nil},
 		{"unmapped user", func(s *specs.Spec) { s.Process.User.UID = 1<<32 - 1 }, "is out of range", nil},
+		{"unmapped root", func(s *specs.Spec) {
+			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+			s.Linux.UIDMappings = []specs.LinuxIDMapping{{ContainerID: 1, HostID: 1000, Size: 1000}}
+			s.Linux.GIDMappings = s.Linux.UIDMappings
+		}, "must map container ID 0", nil},
 		{"bad rlimit", func(s *specs.Spec) { s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_X"}} }, `resource limit "RLIMIT_X" is unknown`, nil},
 		{"no root", func(s *specs.Spec) { s.Root.Path = dir + "/none" }, "root filesystem (container test): source " + dir + "/none: no such", fs.ErrNotExist},
 	} {
@@ -192,6 +197,28 @@ ls -d /rt/below/deep /run/secrets/x`)
 	}
 	if _, err := os.Lstat(dir + "/outside"); err == nil {
 		t.Error("a link led out of the root filesystem")
+	}
+}
+
+// TestTmpfsMode has tmpfs take the mode of what it covers, unless it names one.
+func TestTmpfsMode(t *testing.T) {
+	testroot.NeedRoot(t)
+	root := testroot.Rootfs(t, t.TempDir())
+	for dir, mode := range map[string]uint32{"kept": 0o7751, "named": 0o710, "readonly": 0o750} {
+		if err := os.Mkdir(root+"/"+dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Chmod(root+"/"+dir, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := spec(root, "stat -c '%n %a' /kept /named /made /readonly")
+	for dest, options := range map[string][]string{"/kept": nil, "/named": {"mode=0410"}, "/made": nil, "/readonly": {"ro"}} {
+		s.Mounts = append(s.Mounts, specs.Mount{Destination: dest, Type: "tmpfs", Source: "tmpfs", Options: options})
+	}
+	r, err := run(t, runtime.Options{Spec: s})
+	if want := "/kept 7751\n/named 410\n/made 1777\n/readonly 750\n"; err != nil || r.out != want {
+		t.Errorf("got %+v, %v, want %q", r, err, want)
 	}
 }
 

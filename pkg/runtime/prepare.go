@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	goruntime "runtime"
+	"slices"
 	"sort"
 	"syscall"
 
@@ -130,9 +131,17 @@ func (c *compiler) planUserns(id string, b *build) error {
 	if len(b.uidMaps) == 0 || len(b.gidMaps) == 0 {
 		return errs.New(errs.Invalid, "container %s: a new user namespace needs uidMappings and gidMappings", id)
 	}
+	if !mapped(b.uidMaps) || !mapped(b.gidMaps) {
+		return errs.New(errs.Invalid, "container %s: uidMappings and gidMappings must map container ID 0: its user makes the container's mounts", id)
+	}
 	c.req.UIDMaps, c.req.GIDMaps = launchMaps(b.uidMaps), launchMaps(b.gidMaps)
 	c.req.Setgroups = true
 	return nil
+}
+
+// mapped reports whether the namespace has a user (or group) 0.
+func mapped(maps []specs.LinuxIDMapping) bool {
+	return slices.ContainsFunc(maps, func(m specs.LinuxIDMapping) bool { return m.ContainerID == 0 && m.Size > 0 })
 }
 
 func launchMaps(maps []specs.LinuxIDMapping) []launch.IDMap {

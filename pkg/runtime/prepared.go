@@ -140,6 +140,8 @@ type compiler struct {
 	procfs  int  // child descriptor of a detached procfs, 0 while there is none
 	dst     program.Slot
 	aux     program.Slot
+	mode    program.Slot // of a directory that is mounted on
+	moded   bool         // mode is there
 	buf     program.Buf
 }
 

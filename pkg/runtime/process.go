@@ -395,8 +395,18 @@ func (c *compiler) finish(pl *processPlan) {
 		if looked {
 			c.hint(lookedExec(name))
 		} else {
-			c.hint(execError(name))
+			c.hint(interpreterError(name))
 		}
+	}
+}
+
+// interpreterError words the failure of a file that was found: what is missing then is its interpreter.
+func interpreterError(name string) hint {
+	return func(e syscall.Errno) error {
+		if e == unix.ENOENT {
+			return &execFailure{fmt.Sprintf("exec %s: no such file or directory", name), e}
+		}
+		return execError(name)(e)
 	}
 }
 

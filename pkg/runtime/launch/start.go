@@ -246,6 +246,7 @@ func (s *starter) openPipes(fds []uintptr, fifos *fifos) error {
 	if fifos != nil {
 		s.report, s.gate = fifos.report, nil
 		fds[ReportFD], fds[GateFD] = fifos.childReport.Fd(), fifos.childGate.Fd()
+		s.theirs = append(s.theirs, fifos.childReport, fifos.childGate) // held here, they would hide its death
 		return nil
 	}
 	r, w, err := pipe(true)

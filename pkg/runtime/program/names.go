@@ -24,7 +24,7 @@ var calls = []call{
 	{unix.SYS_MOVE_MOUNT, "move_mount", "fsfsv"}, {unix.SYS_OPEN_TREE, "open_tree", "fst"},
 	{unix.SYS_MOUNT_SETATTR, "mount_setattr", "fstxd"}, {unix.SYS_FSOPEN, "fsopen", "sd"},
 	{unix.SYS_FSCONFIG, "fsconfig", "fdssd"}, {unix.SYS_FSMOUNT, "fsmount", "fdA"},
-	{unix.SYS_MKDIRAT, "mkdirat", "fso"}, {unix.SYS_MKNODAT, "mknodat", "fsox"}, {unix.SYS_SYMLINKAT, "symlinkat", "sfs"},
+	{unix.SYS_MKDIRAT, "mkdirat", "fso"}, {unix.SYS_FCHMOD, "fchmod", "fo"}, {unix.SYS_MKNODAT, "mknodat", "fsox"}, {unix.SYS_SYMLINKAT, "symlinkat", "sfs"},
 	{unix.SYS_UNLINKAT, "unlinkat", "fsx"}, {unix.SYS_FCHOWNAT, "fchownat", "fsdda"}, {unix.SYS_FCHMODAT, "fchmodat", "fso"},
 	{unix.SYS_FCHOWN, "fchown", "fdd"}, {unix.SYS_STATX, "statx", "fsaxx"}, {unix.SYS_FACCESSAT2, "faccessat2", "fsda"},
 	{unix.SYS_SETNS, "setns", "fc"}, {unix.SYS_UNSHARE, "unshare", "c"}, {unix.SYS_CLONE, "clone", "cdddd"},

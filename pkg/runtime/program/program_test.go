@@ -255,6 +255,28 @@ func TestDetachedGate(t *testing.T) {
 	}
 }
 
+// TestDetachedDeath has a program end before its gate: nobody else may hold its report open.
+func TestDetachedDeath(t *testing.T) {
+	dir, err := os.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	p := program.New()
+	p.Subject("die")
+	p.Exit(3)
+	f, err := p.Seal("test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	_, err = launch.StartDetached(dir, &launch.Request{Gate: true, Cgroup: -1}, []*os.File{f}, [3]*os.File{})
+	var died *launch.DiedError
+	if !errors.As(err, &died) || died.Status.ExitStatus() != 3 {
+		t.Errorf("got %v", err)
+	}
+}
+
 // nested clones a child beside itself, which says "child".
 func nested(gate bool) *program.Program {
 	p := program.New()

@@ -31,7 +31,7 @@ func (p *Program) Text() string {
 
 func (p *Program) callText(b *strings.Builder, o *Op) {
 	if o.flags&opLoad != 0 {
-		fmt.Fprintf(b, "%s & %#x", p.argText(o.args[0], 'v'), o.args[1].val)
+		fmt.Fprintf(b, "%s & %#x", p.argText(o.args[0], 'x'), o.args[1].val)
 		return
 	}
 	c := lookup(o.nr)
