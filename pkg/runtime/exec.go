@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/cri-server/cri-server/pkg/errs"
@@ -47,6 +48,9 @@ func (c *compiler) exec(o *ExecOptions) error {
 		return err
 	}
 	filter, err := compileFilter(l.Seccomp)
+	if err == nil {
+		err = c.planNotify(filter, false, specs.State{ID: o.ID, Status: specs.StateRunning, Pid: o.Pid, Bundle: o.Bundle, Annotations: o.Spec.Annotations})
+	}
 	if err != nil {
 		return fmt.Errorf("exec in container %s: %w", o.ID, err)
 	}

@@ -14,14 +14,21 @@ func (c *compiler) filesystem(o *Options, b *build) error {
 	c.p.Subject("make the mounts of the launcher slaves")
 	c.p.Call(unix.SYS_MOUNT, nilp, c.p.Str("/"), nilp, num(unix.MS_REC|unix.MS_SLAVE), nilp)
 	void, null := c.p.Slot("void"), c.p.Slot("null")
+	// Every launcher has a /proc, which the program does not look at and which goes with the old root.
+	at, spare := "/", "/proc"
+	if b.hooks.host {
+		var err error
+		if at, err = hostRoot(o); err != nil {
+			return err
+		}
+		spare = at // below the root filesystem, where no hook sees it
+	}
 	if len(l.MaskedPaths) > 0 {
 		c.makeVoid(void)
-		// Only attached mounts can be cloned before 6.15. Every launcher has a /proc, which the program does
-		// not look at and which goes with the old root.
-		c.attachAt(void.Val(), "/proc")
+		c.attachAt(void.Val(), spare) // only attached mounts can be cloned before 6.15
 	}
 	c.p.Subject("attach the root filesystem")
-	c.attachAt(root, "/")
+	c.attachAt(root, at)
 	c.compileMounts(root, b.mounts)
 	if err := c.dev(o.Spec, b); err != nil {
 		return err
@@ -35,6 +42,7 @@ func (c *compiler) filesystem(o *Options, b *build) error {
 		c.openConsole(root, o.Spec.Process, !b.devBound)
 	}
 	c.compileLate(root, b.mounts)
+	c.hooksOutside(b)
 	return c.enterRoot(o, b)
 }
 

@@ -236,6 +236,28 @@ var features = []struct {
 		o.Spec.Process.IOPriority = &specs.LinuxIOPriority{Class: specs.IOPRIO_CLASS_BE, Priority: 6}
 		o.Spec.Process.ExecCPUAffinity = &specs.CPUAffinity{Initial: "0", Final: "9"} // not of a container's first process
 	}},
+	{"hooks", func(_ *paper, o *Options) {
+		addNS(o.Spec, specs.PIDNamespace)
+		limit := 5
+		hook := []specs.Hook{{Path: "/usr/bin/hook", Args: []string{"hook", "arg"}, Env: []string{"A=b"}, Timeout: &limit}, {Path: "/usr/bin/other"}}
+		o.Spec.Hooks = &specs.Hooks{CreateRuntime: hook, CreateContainer: hook, StartContainer: hook[1:], Poststart: hook, Poststop: hook}
+		o.Spec.Linux.MaskedPaths = []string{"/proc/keys"}
+		o.Gate = true
+	}},
+	{"hooks-shared-pid", func(p *paper, o *Options) {
+		addNS(o.Spec, specs.PIDNamespace)
+		o.Namespaces = pidfds(p, specs.PIDNamespace)
+		hook := []specs.Hook{{Path: "/usr/bin/hook"}}
+		o.Spec.Hooks = &specs.Hooks{CreateRuntime: hook, CreateContainer: hook, StartContainer: hook}
+		o.HostMounts = o.Namespaces[specs.PIDNamespace]
+		o.Spec.Process.NoNewPrivileges = true
+		o.Spec.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{{Names: []string{"mkdirat"}, Action: specs.ActErrno}}}
+	}},
+	{"seccomp-notify", func(_ *paper, o *Options) {
+		o.Spec.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, ListenerPath: "/none/agent", Syscalls: []specs.LinuxSyscall{{Names: []string{"mkdirat"}, Action: specs.ActNotify}}}
+		o.Spec.Process.NoNewPrivileges = true
+		o.Gate, o.Detached = true, true
+	}},
 	{"extra-files", func(p *paper, o *Options) {
 		f, _ := os.Open(p.dir)
 		p.t.Cleanup(func() { f.Close() })
@@ -249,8 +271,8 @@ func golden(t *testing.T, name string, p *paper, prepared *Prepared) {
 	t.Helper()
 	defer prepared.Close()
 	r := prepared.Request
-	got := p.log.String() + fmt.Sprintf("# request: clone=%#x nested=%v gate=%v terminal=%v cgroup=%v enter=%d maps=%v/%v rlimits=%v oom=%v\n",
-		r.Cloneflags, r.Nested, r.Gate, r.Terminal, r.Cgroup >= 0, len(r.Enter), r.UIDMaps, r.GIDMaps, r.Rlimits, r.OOMScoreAdj != nil) + prepared.Text()
+	got := p.log.String() + fmt.Sprintf("# request: clone=%#x nested=%v gate=%v terminal=%v cgroup=%v enter=%d maps=%v/%v rlimits=%v oom=%v stop=%v notify=%v\n",
+		r.Cloneflags, r.Nested, r.Gate, r.Terminal, r.Cgroup >= 0, len(r.Enter), r.UIDMaps, r.GIDMaps, r.Rlimits, r.OOMScoreAdj != nil, r.Stop, r.Notify != nil) + prepared.Text()
 	for _, w := range prepared.Warnings {
 		got += "# warning: " + w + "\n"
 	}
@@ -369,10 +391,13 @@ func TestRefused(t *testing.T) {
 		{"oomScoreAdj 1001", errs.Invalid, func(o *Options) { n := 1001; o.Spec.Process.OOMScoreAdj = &n }},
 		{`policy "SCHED_X" is unknown`, errs.Invalid, func(o *Options) { o.Spec.Process.Scheduler = &specs.Scheduler{Policy: "SCHED_X"} }},
 		{"ioPriority: class", errs.Invalid, func(o *Options) { o.Spec.Process.IOPriority = &specs.LinuxIOPriority{Class: "X"} }},
-		{"SCMP_ACT_NOTIFY is not supported", errs.Unsupported, func(o *Options) {
-			o.Spec.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, ListenerPath: "/agent", Syscalls: []specs.LinuxSyscall{{Names: []string{"mkdir"}, Action: specs.ActNotify}}}
+		{"failed to connect with seccomp agent", errs.Unknown, func(o *Options) {
+			o.Spec.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, ListenerPath: "/none/agent", Syscalls: []specs.LinuxSyscall{{Names: []string{"mkdir"}, Action: specs.ActNotify}}}
 		}},
-		{"hooks are not supported", errs.Unsupported, func(o *Options) { o.Spec.Hooks = &specs.Hooks{StartContainer: []specs.Hook{{Path: "/x"}}} }},
+		{`startContainer hook #0: path "x" is not absolute`, errs.Invalid, func(o *Options) { o.Spec.Hooks = &specs.Hooks{StartContainer: []specs.Hook{{Path: "x"}}} }},
+		{"poststop hook #1: timeout 0 is not above zero", errs.Invalid, func(o *Options) {
+			o.Spec.Hooks = &specs.Hooks{Poststop: []specs.Hook{{Path: "/x"}, {Path: "/y", Timeout: new(int)}}}
+		}},
 		{"-1:0 is no device number", errs.Invalid, func(o *Options) {
 			o.Spec.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/x", Type: "c", Major: -1}}
 		}},

@@ -32,12 +32,13 @@ func nsFlag(t specs.LinuxNamespaceType) uintptr {
 
 // namespaces says which are made and which are joined.
 type namespaces struct {
-	create  uintptr // made new
-	unshare uintptr // those of create that the program makes itself; the others come with its process
-	joined  uintptr // by the program
-	entered uintptr // by the launcher, before there is a process
-	joins   []join
-	user    *os.File // the user namespace that is joined, when it came so; perhaps a pidfd
+	create     uintptr // made new
+	unshare    uintptr // those of create that the program makes itself; the others come with its process
+	joined     uintptr // by the program
+	entered    uintptr // by the launcher, before there is a process
+	joins      []join
+	hostMounts int      // child descriptor of the mount namespace to start in, 0: the launcher's
+	user       *os.File // the user namespace that is joined, when it came so; perhaps a pidfd
 }
 
 // join is one setns.
@@ -143,6 +144,10 @@ func (c *compiler) split(ns *namespaces) {
 
 // joinNamespaces adds the operations that enter and make namespaces.
 func (c *compiler) joinNamespaces(ns *namespaces) {
+	if ns.hostMounts != 0 {
+		c.p.Subject("start in the host's mount namespace")
+		c.p.Call(unix.SYS_SETNS, num(ns.hostMounts), num(unix.CLONE_NEWNS))
+	}
 	for _, j := range ns.joins {
 		c.p.Subject("join namespaces")
 		c.p.Call(unix.SYS_SETNS, num(j.fd), num(j.flags))

@@ -54,6 +54,17 @@ type Options struct {
 	ExtraFiles []*os.File
 	// StdioOwner gives those stdio files that are pipes to the container's user.
 	StdioOwner bool
+	// Detached says that the process that opens the gate is not the one that starts the program: it is the
+	// one who tells the seccomp agent then (launch.Process.SetNotify with what Agent returns).
+	Detached bool
+
+	// HostMounts is the host's mount namespace, for a launcher that is in another one. A container whose
+	// hooks see the host's files (prestart, createRuntime, createContainer) starts in a copy of it, with its
+	// root filesystem at Spec.Root.Path, which must be a directory there.
+	HostMounts *os.File
+	// HookOutput are opened for appending and receive what the last createContainer or startContainer hook
+	// wrote. Nil: files in memory, which Explain reads.
+	HookOutput [2]*os.File
 }
 
 // ExecOptions are what PrepareExec makes a further process of a container of. Files stay the caller's.
@@ -64,6 +75,7 @@ type ExecOptions struct {
 	Pid     int            // of the container's process
 	Pidfd   *os.File       // of the same; nil: opened from Pid
 	Cgroup  Cgroup         // the container's; nil: the launcher's
+	Bundle  string         // of the container, for its seccomp agent
 
 	Gate, Clamp, NoKeyring, StdioOwner bool // as in Options
 	ExtraFiles                         []*os.File

@@ -35,6 +35,7 @@ type build struct {
 	tasks       []int
 	extra       []int // child descriptors of the container's own files
 	made        []madeUserns
+	hooks       hooksPlan
 }
 
 // Prepare makes a program of a container's configuration and opens what it needs. It does not block on
@@ -66,9 +67,6 @@ func prepare(h host, o Options) (*Prepared, error) {
 // plan opens everything and decides everything; what is left is to write it down as operations.
 func (c *compiler) plan(o *Options, b *build) error {
 	l := o.Spec.Linux
-	if err := checkHooks(o.Spec.Hooks); err != nil {
-		return fmt.Errorf("container %s: %w", o.ID, err)
-	}
 	b.uidMaps, b.gidMaps = l.UIDMappings, l.GIDMappings
 	if err := c.planNamespaces(l.Namespaces, o.Namespaces, &b.ns); err != nil {
 		return fmt.Errorf("container %s: %w", o.ID, err)
@@ -88,7 +86,13 @@ func (c *compiler) plan(o *Options, b *build) error {
 	if err := c.planProcfs(); err != nil {
 		return err
 	}
+	if err := c.planHooks(o, b); err != nil {
+		return err
+	}
 	if b.filter, err = compileFilter(l.Seccomp); err != nil {
+		return fmt.Errorf("container %s: %w", o.ID, err)
+	}
+	if err := c.planNotify(b.filter, o.Detached && o.Gate && o.Spec.Process.NoNewPrivileges, o.agentState()); err != nil {
 		return fmt.Errorf("container %s: %w", o.ID, err)
 	}
 	if err := c.planRootfs(o, b); err != nil {
@@ -103,24 +107,13 @@ func (c *compiler) plan(o *Options, b *build) error {
 	return c.planDevices(o, b)
 }
 
-// compileFilter compiles a seccomp profile, and refuses what nobody here would answer.
+// compileFilter compiles a seccomp profile for this machine.
 func compileFilter(profile *specs.LinuxSeccomp) (seccomp.Filter, error) {
 	f, err := seccomp.Compile(profile, goruntime.GOARCH)
 	if err != nil {
 		return f, errs.With(errs.Invalid, err)
 	}
-	if f.Notify {
-		return f, errs.New(errs.Unsupported, "seccomp: SCMP_ACT_NOTIFY is not supported yet")
-	}
 	return f, nil
-}
-
-// checkHooks refuses hooks that only the program could run. All others are the caller's.
-func checkHooks(h *specs.Hooks) error {
-	if h != nil && len(h.CreateContainer)+len(h.StartContainer) > 0 {
-		return errs.New(errs.Unsupported, "createContainer and startContainer hooks are not supported yet")
-	}
-	return nil
 }
 
 // planUserns fills in what a new user namespace needs of the launcher.
@@ -275,7 +268,7 @@ func (c *compiler) contents(o *Options, b *build) error {
 	return c.process(&processPlan{
 		proc: spec.Process, filter: b.filter, gate: o.Gate, clamp: o.Clamp, userns: b.userns, uidMaps: b.uidMaps, gidMaps: b.gidMaps,
 		nested: b.ns.late(), keyring: !o.NoKeyring, extra: b.extra, stdioOwner: o.StdioOwner,
-		personality: l.Personality, create: true,
+		personality: l.Personality, create: true, hooks: &b.hooks,
 	})
 }
 

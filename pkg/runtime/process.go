@@ -23,6 +23,7 @@ type processPlan struct {
 	uidMaps, gidMaps []specs.LinuxIDMapping
 	extra            []int // child descriptors of what becomes 3 and up
 	personality      *specs.LinuxPersonality
+	hooks            *hooksPlan // nil or with startContainer hooks
 
 	gate, clamp, keyring, stdioOwner bool
 	userns                           bool // in a user namespace that is not the launcher's
@@ -57,13 +58,16 @@ func (c *compiler) process(pl *processPlan) error {
 		return fmt.Errorf("container %s: %w", c.id, err)
 	}
 	c.attributes(pl)
+	if pl.hooked() {
+		c.keepHooks(pl.hooks)
+	}
 	c.closeFiles(pl)
 	c.rlimits(rlimits)
 	if !pl.nested {
 		c.session(pl)
 	}
 	if !pl.proc.NoNewPrivileges {
-		c.seccomp(pl)
+		c.seccomp(pl, pl.nested)
 	}
 	c.credentials(pl)
 	c.enterCwd(pl, false)
@@ -83,6 +87,9 @@ func (c *compiler) process(pl *processPlan) error {
 	c.p.Nest(pl.report, tail)
 	return nil
 }
+
+// hooked reports whether there are startContainer hooks.
+func (pl *processPlan) hooked() bool { return pl.hooks != nil && len(pl.hooks.start) > 0 }
 
 // check refuses what no kernel or no user would take.
 func (pl *processPlan) check() error {
@@ -226,23 +233,28 @@ func (c *compiler) closeFiles(pl *processPlan) {
 		c.moveFiles(pl)
 		return
 	}
-	last := launch.ReportFD
-	if c.req.Gated() {
+	last, most := launch.ReportFD, uint32(1<<32-1)
+	if c.req.Gated() || c.req.Notify != nil {
 		last = launch.GateFD
 	}
-	c.p.Call(unix.SYS_CLOSE_RANGE, num(last+1), num(1<<32-1), num(0))
+	if pl.hooked() {
+		most = highFD - 1
+	}
+	c.p.Call(unix.SYS_CLOSE_RANGE, num(last+1), num(most), num(0))
 	c.p.Call(unix.SYS_CLOSE_RANGE, num(launch.ReportFD), num(last), num(unix.CLOSE_RANGE_CLOEXEC))
 }
 
+// highFD is where descriptors go that must not be in the way.
+const highFD = 512
+
 // moveFiles makes room for the container's own descriptors from 3 on.
 func (c *compiler) moveFiles(pl *processPlan) {
-	const high = 512
 	up := func(fd int, s program.Slot) {
-		c.p.Call(unix.SYS_FCNTL, num(fd), num(unix.F_DUPFD_CLOEXEC), num(high)).Save(s)
+		c.p.Call(unix.SYS_FCNTL, num(fd), num(unix.F_DUPFD_CLOEXEC), num(highFD)).Save(s)
 	}
 	up(launch.ReportFD, c.p.ReportFrom())
 	pl.report = c.p.ReportFrom().Val()
-	if c.req.Gated() {
+	if c.req.Gated() || c.req.Notify != nil {
 		s := c.p.Slot("gate")
 		up(launch.GateFD, s)
 		pl.gateFD = s.Val()
@@ -252,7 +264,7 @@ func (c *compiler) moveFiles(pl *processPlan) {
 		slots[i] = c.p.Slot("extra" + strconv.Itoa(i))
 		up(pl.extra[i], slots[i])
 	}
-	c.p.Call(unix.SYS_CLOSE_RANGE, num(3), num(high-1), num(0))
+	c.p.Call(unix.SYS_CLOSE_RANGE, num(3), num(highFD-1), num(0))
 	for i, s := range slots {
 		c.p.Call(unix.SYS_DUP3, s.Val(), num(3+i), num(0))
 		c.close(s)
@@ -269,13 +281,26 @@ func (c *compiler) session(pl *processPlan) {
 	}
 }
 
-func (c *compiler) seccomp(pl *processPlan) {
+// seccomp adds the load of the filter. maker: the process that has it so far is not the one that execs.
+func (c *compiler) seccomp(pl *processPlan, maker bool) {
 	if pl.filter.Off() {
 		return
 	}
 	c.p.Subject("load the seccomp filter")
 	const setModeFilter = 1
-	c.p.Call(unix.SYS_SECCOMP, num(setModeFilter), num(pl.filter.Flags), c.p.Filter(pl.filter.Bytes()))
+	if !pl.filter.Notify {
+		c.p.Call(unix.SYS_SECCOMP, num(setModeFilter), num(pl.filter.Flags), c.p.Filter(pl.filter.Bytes()))
+		return
+	}
+	kind := uint64(launch.RecordListener)
+	if maker {
+		kind = launch.RecordMakerListener
+	}
+	listener, report := c.p.ReportValue(kind)
+	c.p.Call(unix.SYS_SECCOMP, num(setModeFilter), num(pl.filter.Flags), c.p.Filter(pl.filter.Bytes())).Save(listener)
+	c.p.Subject("hand the seccomp listener over")
+	report(pl.report)
+	c.p.Token(pl.gateFD)
 }
 
 // candidates are the paths that a program's name may stand for, and whether it was looked up.
@@ -377,10 +402,17 @@ func (c *compiler) finish(pl *processPlan) {
 		c.p.Subject("wait at the gate")
 		c.p.Gate(pl.report, pl.gateFD)
 	}
+	// Last of all, but not after hooks: they are of the container, and under its filter.
+	if pl.proc.NoNewPrivileges && pl.hooked() {
+		c.seccomp(pl, false)
+	}
+	if pl.hooked() {
+		c.startHooks(pl.hooks, pl.report)
+	}
 	c.p.Subject("report ready")
 	c.p.Report(pl.report, launch.RecordReady)
-	if pl.proc.NoNewPrivileges {
-		c.seccomp(pl)
+	if pl.proc.NoNewPrivileges && !pl.hooked() {
+		c.seccomp(pl, false)
 	}
 	name := pl.proc.Args[0]
 	c.p.Subject(fmt.Sprintf("exec: %q", name))

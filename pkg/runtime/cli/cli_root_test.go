@@ -149,32 +149,6 @@ func TestPreserveFDs(t *testing.T) {
 	}
 }
 
-func TestHooks(t *testing.T) {
-	b := newBench(t)
-	log := filepath.Join(t.TempDir(), "log")
-	hook := func(name string) []specs.Hook {
-		return []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "cat >" + log + "." + name + "; echo " + name + " >>" + log}}}
-	}
-	b.config("c1", func(s *specs.Spec) {
-		s.Hooks = &specs.Hooks{Prestart: hook("prestart"), CreateRuntime: hook("createRuntime"), Poststart: hook("poststart"), Poststop: hook("poststop")} //nolint:staticcheck // in use
-	}, "sleep", "1000")
-	b.ok("create", "--bundle", b.bundle, "c1")
-	b.ok("start", "c1")
-	b.ok("delete", "-f", "c1")
-	if text, err := os.ReadFile(log); err != nil || string(text) != "prestart\ncreateRuntime\npoststart\npoststop\n" {
-		t.Errorf("%s, %v", text, err)
-	}
-	var st specs.State
-	text, err := os.ReadFile(log + ".createRuntime")
-	if err != nil || json.Unmarshal(text, &st) != nil || st.ID != "c1" || st.Status != specs.StateCreating || st.Pid == 0 || st.Bundle != b.bundle {
-		t.Errorf("%s, %v", text, err)
-	}
-	b.config("c1", func(s *specs.Spec) { s.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/bin/false"}}} }, "true")
-	if r := b.do("run", "--bundle", b.bundle, "c1"); r.code != 1 || !strings.Contains(r.err, "error running createRuntime hook #0") {
-		t.Errorf("%+v", r)
-	}
-}
-
 // TestCutShort kills create at every place that has a name, and at some that have none; deleting by force
 // then leaves nothing, which the bench checks.
 func TestCutShort(t *testing.T) {

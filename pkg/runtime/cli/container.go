@@ -50,6 +50,11 @@ type record struct {
 	Pid         int               `json:"pid,omitempty"`    // 0 while creating
 	Start       uint64            `json:"start,omitempty"`  // start time of Pid, in the kernel's ticks
 	OwnPID      bool              `json:"ownPid,omitempty"` // PID 1 of a namespace of its own, which its end ends
+
+	// What the program was made with beside the configuration.
+	NoPivot   bool `json:"noPivot,omitempty"`
+	NoKeyring bool `json:"noNewKeyring,omitempty"`
+	Extra     int  `json:"preserved,omitempty"` // descriptors
 }
 
 // recordVersion is that of the format; a reader refuses what is newer.

@@ -113,6 +113,9 @@ func (cr *creation) do() (code int, err error) {
 			if e := cr.c.destroy(ctx); e != nil {
 				cr.app.log.warn("removing what was made of container %s: %v", cr.id, e)
 			}
+			if cr.prep != nil {
+				cr.c.stopped(cr.config.Hooks)
+			}
 		}
 	}()
 	if err := cr.prepare(); err != nil {
@@ -158,7 +161,7 @@ func (cr *creation) read() error {
 	if err := joinedMaps(cr.config.Linux); err != nil {
 		return err
 	}
-	if err := checkHooks(cr.config.Hooks); err != nil {
+	if err := runtime.CheckHooks(cr.config.Hooks); err != nil {
 		return err
 	}
 	return checkTerminal(cr.config.Process.Terminal, cr.detach, cr.consoleSocket)
@@ -320,7 +323,12 @@ func (cr *creation) prepare() error {
 	}
 	cr.config.Process.Env = environ(append(cr.config.Process.Env, env...), root, cr.config.Process.User.UID)
 	root.Close()
-	cr.prep, err = runtime.Prepare(context.Background(), cr.options(extra))
+	out, err := cr.c.hookOutput(cr.config.Hooks)
+	if err != nil {
+		return err
+	}
+	cr.c.NoPivot, cr.c.NoKeyring, cr.c.Extra = cr.noPivot, cr.noKeyring, len(extra)
+	cr.prep, err = runtime.Prepare(context.Background(), cr.options(extra, out))
 	if err == nil {
 		for _, w := range cr.prep.Warnings {
 			cr.app.log.warn("%s", w)
@@ -330,10 +338,11 @@ func (cr *creation) prepare() error {
 	return err
 }
 
-func (cr *creation) options(extra []*os.File) runtime.Options {
+func (cr *creation) options(extra []*os.File, out [2]*os.File) runtime.Options {
 	return runtime.Options{
 		ID: cr.id, Spec: cr.config, Bundle: cr.bundle, Cgroup: cr.group, Gate: true, NoPivot: cr.noPivot,
 		NoKeyring: cr.noKeyring, ExtraFiles: extra, StdioOwner: true,
+		Detached: !cr.stays, HookOutput: out,
 	}
 }
 
@@ -399,6 +408,9 @@ func (cr *creation) launch() error {
 	if err := fault.At("runtime/launch"); err != nil {
 		return err
 	}
+	if err := cr.hooksInBetween(); err != nil {
+		return err
+	}
 	cr.app.log.debugf("container %s: process %d is at its gate", cr.id, cr.proc.Pid)
 	cr.c.Pid = cr.proc.Pid
 	if cr.c.Start, _, err = procStat(cr.proc.Pid); err != nil {
@@ -408,9 +420,6 @@ func (cr *creation) launch() error {
 		return err
 	}
 	if err := sendPidfd(cr.pidfdSocket, cr.proc.Pidfd); err != nil {
-		return err
-	}
-	if err := cr.c.runHooks(cr.config.Hooks, statusCreating, hooksBefore); err != nil {
 		return err
 	}
 	if err := cr.c.save(); err != nil {
@@ -427,10 +436,7 @@ func (cr *creation) release() error {
 	if err := unix.Flock(int(cr.c.file.Fd()), unix.LOCK_UN); err != nil {
 		return os.NewSyscallError("flock", err)
 	}
-	if err := cr.c.runHooks(cr.config.Hooks, statusRunning, hooksStarted); err != nil {
-		cr.app.log.warn("%v", err) // the runtime-spec: a poststart hook that fails is logged
-	}
-	return nil
+	return cr.c.started(cr.config.Hooks)
 }
 
 // writePidFile replaces the file whole, so that who waits for it never reads half a number.

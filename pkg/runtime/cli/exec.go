@@ -148,7 +148,7 @@ func (e *execution) start(c *container, spec *specs.Spec, proc *specs.Process) (
 	}
 	// The gate keeps the process from writing before its terminal is set up.
 	prep, err := runtime.PrepareExec(context.Background(), runtime.ExecOptions{
-		ID: c.ID, Spec: spec, Process: proc, Pid: c.Pid, Pidfd: pidfd, Cgroup: place, ExtraFiles: extra, StdioOwner: true,
+		ID: c.ID, Spec: spec, Process: proc, Pid: c.Pid, Pidfd: pidfd, Cgroup: place, ExtraFiles: extra, StdioOwner: true, Bundle: c.Bundle,
 		Gate: proc.Terminal,
 	})
 	if err != nil {

@@ -26,7 +26,7 @@ func known() *features.Features {
 	yes, no := true, false
 	f := &features.Features{
 		OCIVersionMin: "1.0.0", OCIVersionMax: specs.Version,
-		Hooks:        []string{"prestart", "createRuntime", "poststart", "poststop"},
+		Hooks:        []string{"prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"},
 		MountOptions: runtime.MountOptions(),
 		Linux: &features.Linux{
 			Capabilities: runtime.Capabilities(),

@@ -4,13 +4,15 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-
-	"github.com/cri-server/cri-server/pkg/errs"
+	"golang.org/x/sys/unix"
 )
 
 // Points in a container's life at which hooks of the runtime's namespaces run.
@@ -22,21 +24,55 @@ const (
 	hooksStopped              // poststop
 )
 
-// checkHooks refuses what would otherwise be left out in silence: hooks that run inside the container.
-func checkHooks(h *specs.Hooks) error {
-	if h == nil {
-		return nil
+// hookOutput are the files that hooks inside a container write to, below its directory: they outlive the
+// command that opens them. Without such hooks there are none.
+func (c *container) hookOutput(h *specs.Hooks) (out [2]*os.File, err error) {
+	if h == nil || len(h.StartContainer) == 0 {
+		return out, nil
 	}
-	for name, list := range map[string][]specs.Hook{"createContainer": h.CreateContainer, "startContainer": h.StartContainer} {
-		if len(list) > 0 {
-			return errs.New(errs.Unsupported, "%s hooks (%s): hooks in the container's namespaces are not supported yet", name, list[0].Path)
+	for i, name := range []string{"hook.stdout", "hook.stderr"} {
+		if out[i], err = os.OpenFile(filepath.Join(c.dir, name), os.O_RDWR|os.O_APPEND|os.O_CREATE, 0o600); err != nil {
+			return out, err
 		}
 	}
-	return nil
+	return out, nil
+}
+
+// hooksInBetween runs the hooks that are due while the program waits in the launcher's root, and lets it go
+// on to its gate.
+func (cr *creation) hooksInBetween() error {
+	if !cr.prep.Request.Stop {
+		return nil
+	}
+	cr.c.Pid = cr.proc.Pid
+	if err := cr.c.runHooks(cr.config.Hooks, statusCreating, hooksBefore); err != nil {
+		_ = cr.proc.Close()
+		return err
+	}
+	return cr.prep.Explain(cr.proc.Continue())
+}
+
+// started runs poststart hooks. The process is to be killed when one fails (runtime.md, lifecycle, step 9).
+func (c *container) started(h *specs.Hooks) error {
+	err := c.runHooks(h, statusRunning, hooksStarted)
+	if err == nil {
+		return nil
+	}
+	if e := c.signal(unix.SIGKILL, false); e != nil && !errors.Is(e, errNotRunning) {
+		c.app.log.warn("stop container %s: %v", c.ID, e)
+	}
+	return err
+}
+
+// stopped runs poststop hooks, whose failures do no more than warn.
+func (c *container) stopped(h *specs.Hooks) {
+	if err := c.runHooks(h, statusStopped, hooksStopped); err != nil {
+		c.app.log.warn("%v", err)
+	}
 }
 
 // runHooks runs a point's hooks one after the other, each with the container's state on its standard
-// input. The first failure ends a point before the start; later ones all run, and the first error is
+// input. The first failure ends it, but for poststop hooks, which all run; then the first error is
 // returned.
 func (c *container) runHooks(h *specs.Hooks, status string, at point) error {
 	if h == nil {
@@ -67,7 +103,7 @@ func (c *container) runHooks(h *specs.Hooks, status string, at point) error {
 				continue
 			}
 			err = fmt.Errorf("error running %s hook #%d: %w", k.name, i, err)
-			if at == hooksBefore {
+			if at != hooksStopped {
 				return err
 			}
 			if first == nil {
@@ -98,15 +134,15 @@ func runHook(h *specs.Hook, input []byte) error {
 	}
 	cmd.Env = append([]string{}, h.Env...)
 	cmd.Stdin = bytes.NewReader(input)
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	cmd.WaitDelay = time.Second
 	err := cmd.Run()
 	switch {
 	case ctx.Err() != nil:
-		return fmt.Errorf("%s: hook ran past specified timeout of %d s", h.Path, *h.Timeout)
-	case err != nil:
-		return fmt.Errorf("%s: %w, output: %s", h.Path, err, bytes.TrimSpace(out.Bytes()))
+		return fmt.Errorf("hook ran past specified timeout of %.1fs", float64(*h.Timeout))
+	case err != nil && cmd.ProcessState != nil:
+		return fmt.Errorf("%w, stdout: %s, stderr: %s", err, stdout.String(), stderr.String())
 	}
-	return nil
+	return err
 }

@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/cri-server/cri-server/pkg/runtime"
@@ -55,16 +57,22 @@ func (c *container) start() error {
 		return err
 	}
 	defer p.Close()
+	state := specs.State{ID: c.ID, Status: specs.StateCreating, Bundle: c.Bundle, Annotations: c.Annotations}
+	if spec.Process.NoNewPrivileges { // else the filter is loaded already
+		agent, message, err := runtime.Agent(spec.Linux.Seccomp, state)
+		if err != nil {
+			return err
+		}
+		defer agent.Close()
+		p.SetNotify(agent, message)
+	}
 	if err := p.Release(); err != nil {
 		return c.explain(err)
 	}
 	for _, name := range []string{"gate.fifo", "report.fifo"} {
 		_ = os.Remove(filepath.Join(c.dir, name)) // they go with the directory otherwise
 	}
-	if err := c.runHooks(spec.Hooks, statusRunning, hooksStarted); err != nil {
-		c.app.log.warn("%v", err)
-	}
-	return nil
+	return c.started(spec.Hooks)
 }
 
 // explain says which operation of the program failed. Only its number came back, from a program that
@@ -83,7 +91,14 @@ func (c *container) explain(failure error) error {
 		return failure
 	}
 	defer h.Close()
-	again, err := runtime.Prepare(context.Background(), runtime.Options{ID: c.ID, Spec: spec, Bundle: c.Bundle, Cgroup: g, Gate: true, StdioOwner: true})
+	out, err := c.hookOutput(spec.Hooks)
+	if err != nil {
+		return failure
+	}
+	again, err := runtime.Prepare(context.Background(), runtime.Options{
+		ID: c.ID, Spec: spec, Bundle: c.Bundle, Cgroup: g, Gate: true, StdioOwner: true, Detached: true, HookOutput: out,
+		NoPivot: c.NoPivot, NoKeyring: c.NoKeyring, ExtraFiles: slices.Repeat([]*os.File{os.Stdin}, c.Extra),
+	})
 	if err != nil {
 		return failure
 	}
@@ -296,9 +311,7 @@ func (c *container) remove(force bool) error {
 		return err
 	}
 	if specErr == nil && c.Pid != 0 {
-		if err := c.runHooks(spec.Hooks, statusStopped, hooksStopped); err != nil {
-			c.app.log.warn("%v", err)
-		}
+		c.stopped(spec.Hooks)
 	}
 	return nil
 }

@@ -37,9 +37,7 @@ func (cr *creation) stay() (int, error) {
 		cr.app.log.warn("delete container %s: %v", cr.id, e)
 	}
 	cr.console.close()
-	if e := cr.c.runHooks(cr.config.Hooks, statusStopped, hooksStopped); e != nil {
-		cr.app.log.warn("%v", e)
-	}
+	cr.c.stopped(cr.config.Hooks)
 	return code, nil
 }
 

@@ -20,6 +20,8 @@ const (
 // fifos stand in for the two pipes when another process will open the gate.
 type fifos struct {
 	report, childReport, childGate *os.File
+
+	gate *os.File // ours, where the program stops while we are there
 }
 
 // StartDetached is Start for a launcher that exits while the program is at its gate: the gate and the
@@ -35,11 +37,13 @@ func StartDetached(dir *os.File, req *Request, files []*os.File, stdio [3]*os.Fi
 	}
 	defer f.childReport.Close()
 	defer f.childGate.Close()
-	p, err := start(req, files, stdio, f)
-	if err != nil {
-		return nil, err
+	if req.Stop || req.Notify != nil {
+		if f.gate, err = sys.OpenAt(dir, gateName, os.O_WRONLY|unix.O_NOFOLLOW, 0, sys.Beneath); err != nil {
+			f.report.Close()
+			return nil, fmt.Errorf("start detached: %w", err)
+		}
 	}
-	return p, nil
+	return start(req, files, stdio, f)
 }
 
 func makeFifos(dir *os.File) (*fifos, error) {

@@ -22,6 +22,11 @@ type Process struct {
 	gate   *os.File // nil once open, or without a gate
 	init   *child   // with Nested: the process that clones, until it is reaped
 	self   *child   // nil until its pid is known
+
+	stopped  *Request // of a program with Stop, until Continue
+	agent    *os.File // gets the listener of the program's seccomp filter; nil: nobody
+	message  []string
+	listener *os.File // fetched, and not sent yet
 }
 
 // child is one child of this process that the package must reap.
@@ -160,9 +165,13 @@ func (p *Process) Release() error {
 	if p.gate == nil {
 		return nil
 	}
-	err := p.open()
+	err := p.token()
 	if err == nil {
 		_, err = p.follow()
+	}
+	if p.gate != nil {
+		p.gate.Close()
+		p.gate = nil
 	}
 	if err != nil {
 		return p.abandon(err)
@@ -170,11 +179,12 @@ func (p *Process) Release() error {
 	return nil
 }
 
-// open writes the token and shuts our end.
-func (p *Process) open() error {
+// token lets the program go on from its gate.
+func (p *Process) token() error {
+	if p.gate == nil {
+		return errors.New("open the gate: it is another process's")
+	}
 	_, err := p.gate.Write([]byte{GateToken})
-	p.gate.Close()
-	p.gate = nil
 	if err != nil {
 		// The reader is gone; what it said before is on the report pipe.
 		if _, said := p.follow(); said != nil {
@@ -205,12 +215,12 @@ func (p *Process) setOutside(req *Request) error {
 // abandon ends and reaps the process of a start that failed, and returns cause, or how the init ended
 // where cause is only that it did.
 func (p *Process) abandon(cause error) error {
-	for _, f := range []*os.File{p.gate, p.report, p.Console} {
+	for _, f := range []*os.File{p.gate, p.report, p.Console, p.listener} {
 		if f != nil {
 			f.Close()
 		}
 	}
-	p.gate, p.report, p.Console = nil, nil, nil
+	p.gate, p.report, p.Console, p.listener = nil, nil, nil, nil
 	var died *DiedError
 	errors.As(cause, &died)
 	for _, c := range []*child{p.init, p.self} {

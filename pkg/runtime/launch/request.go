@@ -24,9 +24,12 @@ const GateToken = 'G'
 // Kinds of a record on the report pipe: two 64-bit words in the machine's byte order, kind and value.
 // A kind below RecordReady is the index of the operation that failed, and its value the errno.
 const (
-	RecordReady = 1<<32 + iota // everything but the seccomp load and execve has been done
-	RecordPid                  // value: pid of the nested child, in the launcher's PID namespace
-	RecordGate                 // the program is about to read its gate
+	RecordReady         = 1<<32 + iota // everything but the seccomp load and execve has been done
+	RecordPid                          // value: pid of the nested child, in the launcher's PID namespace
+	RecordGate                         // the program is about to read its gate
+	RecordStop                         // as RecordGate, with Nested before the child exists
+	RecordListener                     // value: descriptor of the seccomp listener; the program reads its gate until it has been fetched
+	RecordMakerListener                // the same, with Nested before the child exists
 )
 
 // RecordSize is how many bytes a record has.
@@ -71,11 +74,22 @@ type Request struct {
 	Rlimits          []Rlimit // set from outside while the program is at its gate
 	Terminal         bool     // the program sends the master of a pty it opened over its console socket
 	StdioOwner       *Owner   // new owner of those stdio files that are pipes, nil to leave them
+	Stop             bool     // the program stops once before it leaves the launcher's root, until Process.Continue
+	Notify           *Notify  // who gets the listener of the program's seccomp filter, nil for a filter without
+}
+
+// Notify says who gets a seccomp listener: the message and the descriptor go to a unix socket.
+type Notify struct {
+	Socket  int      // index of a connected stream socket, -1: another process's, which attaches later
+	Message []string // joined by the process's pid
 }
 
 // Gated reports whether the program of r has a gate operation: for Release or for what only the outside
 // may do.
 func (r *Request) Gated() bool { return r.Gate || r.OOMScoreAdj != nil || len(r.Rlimits) > 0 }
+
+// reads reports whether the program of r reads the descriptor of its gate at all.
+func (r *Request) reads() bool { return r.Gated() || r.Stop || r.Notify != nil }
 
 // ConsoleFD is the number of the console socket in the program's process.
 func (r *Request) ConsoleFD() int { return FirstFD + len(r.Files) }
@@ -103,6 +117,9 @@ func (r *Request) check(n int) error {
 		if err := in("namespace", e.File, 0); err != nil {
 			return err
 		}
+	}
+	if r.Notify != nil {
+		return in("seccomp agent", r.Notify.Socket, -1)
 	}
 	return nil
 }

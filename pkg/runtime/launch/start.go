@@ -59,6 +59,9 @@ func start(req *Request, files []*os.File, stdio [3]*os.File, fifos *fifos) (*Pr
 // run follows the new process until Start may return.
 func (s *starter) run(pid int) (*Process, error) {
 	p := &Process{report: s.report, gate: s.gate}
+	if n := s.req.Notify; n != nil && n.Socket >= 0 {
+		p.SetNotify(s.files[n.Socket], n.Message)
+	}
 	s.report, s.gate = nil, nil
 	closeFiles(&s.theirs)
 	c := register(pid)
@@ -71,27 +74,64 @@ func (s *starter) run(pid int) (*Process, error) {
 	}
 	s.pidfd = -1
 	gated, err := p.follow()
-	if err == nil && gated {
-		err = s.atGate(p)
+	switch {
+	case err == nil && gated && s.req.Stop:
+		p.stopped = s.req
+		if p.self == nil {
+			p.Pid = pid // until the child is made
+		}
+	case err == nil:
+		err = p.settle(s.req, gated)
 	}
 	if err == nil && s.req.Terminal && p.Console == nil {
 		p.Console, err = recvConsole(s.cons)
 	}
-	if err == nil && p.self == nil {
-		err = errors.New("start program: it reported no process")
-	}
 	if err != nil {
 		return nil, p.abandon(err)
+	}
+	return p, nil
+}
+
+// Continue lets a program with Request.Stop go on, and is to be called once. It returns as Start does
+// without: at the gate, or when the program has exec'd; on an error there is no process any more.
+func (p *Process) Continue() error {
+	req := p.stopped
+	if req == nil {
+		return nil
+	}
+	err := p.token()
+	if err == nil {
+		p.stopped = nil
+		var gated bool
+		if gated, err = p.follow(); err == nil {
+			err = p.settle(req, gated)
+		}
+	}
+	if err != nil {
+		return p.abandon(err)
+	}
+	return nil
+}
+
+// settle does what is due when a program is at its gate or has exec'd.
+func (p *Process) settle(req *Request, gated bool) error {
+	if gated {
+		if err := p.atGate(req); err != nil {
+			return err
+		}
+	}
+	if p.self == nil {
+		return errors.New("start program: it reported no process")
 	}
 	if p.init != nil && p.report == nil {
 		_, _ = p.init.reap() // it has nothing left to do but to exit
 		p.init = nil
 	}
-	return p, nil
+	return nil
 }
 
 // atGate does what is due while the program waits, and lets it go on unless the caller will.
-func (s *starter) atGate(p *Process) error {
+func (p *Process) atGate(req *Request) error {
 	if p.self == nil {
 		return errors.New("start program: at its gate it reported no process")
 	}
@@ -99,28 +139,29 @@ func (s *starter) atGate(p *Process) error {
 		_, _ = p.init.reap()
 		p.init = nil
 	}
-	if err := p.setOutside(s.req); err != nil {
+	if err := p.setOutside(req); err != nil {
 		return err
 	}
-	if s.req.Gate {
+	if req.Gate {
 		return nil
 	}
-	err := p.open()
+	err := p.token()
 	if err == nil {
 		_, err = p.follow()
 	}
 	return err
 }
 
-// follow reads reports until the program is at its gate (true), or has exec'd or settled: then the pipe
+// follow reads reports until the program is at a gate (true), or has exec'd or settled: then the pipe
 // is closed. Errors are *OpError, *DiedError (without a status yet) or of the read. A nested child and
 // its maker write independently, so what the child says may come before its pid does.
 func (p *Process) follow() (gated bool, err error) {
 	var ready bool
 	var failed error
 	var buf [RecordSize]byte
+	listener := -1 // of a child whose pid is not known yet
 	for {
-		_, err := io.ReadFull(p.report, buf[:])
+		_, err = io.ReadFull(p.report, buf[:])
 		if err == io.EOF {
 			p.report.Close()
 			p.report = nil
@@ -139,18 +180,34 @@ func (p *Process) follow() (gated bool, err error) {
 		case kind == RecordGate:
 			gated = true
 		case kind == RecordPid && p.self == nil:
-			if err := p.adopt(int(value)); err != nil {
-				return false, err
-			}
+			err = p.adopt(int(value))
+		case kind == RecordStop:
+			return true, nil
+		case kind == RecordListener:
+			listener = int(value)
+		case kind == RecordMakerListener && p.init != nil:
+			err = p.fetchListener(p.init.pid, int(value))
 		case kind < RecordReady:
-			failed = &OpError{Index: int(kind), Errno: syscall.Errno(value)}
+			if failed == nil { // the first is the cause of those that follow
+				failed = &OpError{Index: int(kind), Errno: syscall.Errno(value)}
+			}
 		default:
-			return false, fmt.Errorf("the program reported %#x, which means nothing here", kind)
+			err = fmt.Errorf("the program reported %#x, which means nothing here", kind)
 		}
-		if p.self != nil && failed != nil {
+		known := p.self != nil || p.Pid != 0 && p.init == nil // made here, or attached to
+		if known && listener >= 0 && err == nil {
+			err, listener = p.fetchListener(p.Pid, listener), -1
+		}
+		if known && err == nil {
+			err = p.sendListener()
+		}
+		if err != nil {
+			return false, err
+		}
+		if known && failed != nil {
 			return false, failed
 		}
-		if p.self != nil && gated {
+		if known && gated {
 			return true, nil
 		}
 	}
@@ -244,7 +301,7 @@ func (s *starter) own(f *os.File) error {
 
 func (s *starter) openPipes(fds []uintptr, fifos *fifos) error {
 	if fifos != nil {
-		s.report, s.gate = fifos.report, nil
+		s.report, s.gate = fifos.report, fifos.gate
 		fds[ReportFD], fds[GateFD] = fifos.childReport.Fd(), fifos.childGate.Fd()
 		s.theirs = append(s.theirs, fifos.childReport, fifos.childGate) // held here, they would hide its death
 		return nil
@@ -257,7 +314,7 @@ func (s *starter) openPipes(fds []uintptr, fifos *fifos) error {
 	s.theirs = append(s.theirs, w)
 	fds[ReportFD] = w.Fd()
 	fds[GateFD] = ^uintptr(0)
-	if !s.req.Gated() {
+	if !s.req.reads() {
 		return nil
 	}
 	gr, gw, err := pipe(false)

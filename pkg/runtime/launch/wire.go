@@ -16,6 +16,7 @@ const (
 	maxFiles   = 253
 	maxRlimits = 64
 	maxName    = 255
+	maxMessage = 64 << 10
 )
 
 // Bits of the flags word.
@@ -26,6 +27,8 @@ const (
 	flagTerminal
 	flagOOM
 	flagOwner
+	flagStop
+	flagNotify
 	flagsAll = 1<<iota - 1
 )
 
@@ -38,7 +41,7 @@ func (r *Request) MarshalBinary() ([]byte, error) {
 		return nil, fmt.Errorf("launch request: too long: %d and %d id maps, %d files, %d limits", len(r.UIDMaps), len(r.GIDMaps), len(r.Files), len(r.Rlimits))
 	}
 	var flags uint64
-	for i, on := range []bool{r.Setgroups, r.Nested, r.Gate, r.Terminal, r.OOMScoreAdj != nil, r.StdioOwner != nil} {
+	for i, on := range []bool{r.Setgroups, r.Nested, r.Gate, r.Terminal, r.OOMScoreAdj != nil, r.StdioOwner != nil, r.Stop, r.Notify != nil} {
 		if on {
 			flags |= 1 << i
 		}
@@ -74,6 +77,14 @@ func (r *Request) MarshalBinary() ([]byte, error) {
 		b = binary.AppendUvarint(b, uint64(r.StdioOwner.UID))
 		b = binary.AppendUvarint(b, uint64(r.StdioOwner.GID))
 	}
+	if n := r.Notify; n != nil {
+		b = binary.AppendVarint(b, int64(n.Socket))
+		b = binary.AppendUvarint(b, uint64(len(n.Message)))
+		for _, part := range n.Message {
+			b = binary.AppendUvarint(b, uint64(len(part)))
+			b = append(b, part...)
+		}
+	}
 	return b, nil
 }
 
@@ -97,7 +108,7 @@ func (r *Request) UnmarshalBinary(data []byte) error {
 	flags := d.uint(flagsAll)
 	*r = Request{
 		Setgroups: flags&flagSetgroups != 0, Nested: flags&flagNested != 0,
-		Gate: flags&flagGate != 0, Terminal: flags&flagTerminal != 0,
+		Gate: flags&flagGate != 0, Terminal: flags&flagTerminal != 0, Stop: flags&flagStop != 0,
 	}
 	r.Cloneflags = uintptr(d.uint(1<<40 - 1))
 	r.Name = string(d.bytes(d.count(maxName)))
@@ -119,6 +130,12 @@ func (r *Request) UnmarshalBinary(data []byte) error {
 	}
 	if flags&flagOwner != 0 {
 		r.StdioOwner = &Owner{UID: uint32(d.uint(1<<32 - 1)), GID: uint32(d.uint(1<<32 - 1))}
+	}
+	if flags&flagNotify != 0 {
+		r.Notify = &Notify{Socket: d.int()}
+		for n := d.count(maxFiles); n > 0 && !d.bad; n-- {
+			r.Notify.Message = append(r.Notify.Message, string(d.bytes(d.count(maxMessage))))
+		}
 	}
 	if d.bad || len(d.b) != 0 {
 		return errWire

@@ -33,7 +33,8 @@ var calls = []call{
 	{unix.SYS_PRLIMIT64, "prlimit64", "ddxx"}, {unix.SYS_UMASK, "umask", "o"}, {unix.SYS_SETSID, "setsid", ""},
 	{unix.SYS_SETHOSTNAME, "sethostname", "sd"}, {unix.SYS_SETDOMAINNAME, "setdomainname", "sd"},
 	{unix.SYS_IOCTL, "ioctl", "fxx"}, {unix.SYS_DUP3, "dup3", "ffO"}, {unix.SYS_FCNTL, "fcntl", "fdd"},
-	{unix.SYS_SENDMSG, "sendmsg", "fxx"}, {unix.SYS_EXECVE, "execve", "sxx"}, {unix.SYS_EXIT_GROUP, "exit_group", "d"},
+	{unix.SYS_SENDMSG, "sendmsg", "fxx"}, {unix.SYS_EXECVE, "execve", "sxx"}, {unix.SYS_READLINKAT, "readlinkat", "fsxd"}, {unix.SYS_LSEEK, "lseek", "fdd"},
+	{unix.SYS_FTRUNCATE, "ftruncate", "fd"}, {unix.SYS_EXIT_GROUP, "exit_group", "d"},
 	{unix.SYS_PPOLL, "ppoll", "dddd"}, {unix.SYS_RT_SIGACTION, "rt_sigaction", "dxdd"}, {unix.SYS_RT_SIGPROCMASK, "rt_sigprocmask", "dxdd"},
 	{unix.SYS_WAIT4, "wait4", "dxxx"}, {unix.SYS_GETPID, "getpid", ""}, {unix.SYS_IOPRIO_SET, "ioprio_set", "ddx"}, {unix.SYS_SCHED_SETATTR, "sched_setattr", "dxd"},
 	{unix.SYS_SCHED_SETAFFINITY, "sched_setaffinity", "ddx"}, {unix.SYS_PERSONALITY, "personality", "x"}, {unix.SYS_KEYCTL, "keyctl", "dsddd"},
@@ -83,7 +84,8 @@ var mountFlags = []flagName{
 
 var cloneFlags = []flagName{
 	{unix.CLONE_NEWNS, "mnt"}, {unix.CLONE_NEWUTS, "uts"}, {unix.CLONE_NEWIPC, "ipc"}, {unix.CLONE_NEWNET, "net"}, {unix.CLONE_NEWPID, "pid"},
-	{unix.CLONE_NEWUSER, "user"}, {unix.CLONE_NEWCGROUP, "cgroup"}, {unix.CLONE_NEWTIME, "time"}, {unix.CLONE_PARENT, "CLONE_PARENT"}, {17, "SIGCHLD"},
+	{unix.CLONE_NEWUSER, "user"}, {unix.CLONE_NEWCGROUP, "cgroup"}, {unix.CLONE_NEWTIME, "time"}, {unix.CLONE_PARENT, "CLONE_PARENT"}, {unix.CLONE_FILES, "CLONE_FILES"},
+	{unix.CLONE_PIDFD, "CLONE_PIDFD"}, {17, "SIGCHLD"},
 }
 
 var atFlags = []flagName{{unix.AT_EMPTY_PATH, "empty"}, {unix.AT_SYMLINK_NOFOLLOW, "nofollow"}, {unix.AT_EACCESS, "eaccess"}}

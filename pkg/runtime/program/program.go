@@ -320,7 +320,7 @@ func (p *Program) ScratchWord() Arg {
 }
 
 // recordNames are the records' names in the text form, from launch.RecordReady on.
-var recordNames = [...]string{"READY", "PID", "GATE"}
+var recordNames = [...]string{"READY", "PID", "GATE", "STOP", "LISTENER", "MAKER-LISTENER"}
 
 // ReportFrom makes the interpreter write failures to the descriptor in a slot, from the operation on that
 // saves it there: for a report pipe that has to make room for the container's own descriptors.
@@ -342,10 +342,25 @@ func (p *Program) ReportValue(kind uint64) (Slot, func(fd Arg)) {
 	}
 }
 
+// Failure returns the slot that holds the value of a record that says that operation i failed, and the
+// function that adds the operation that writes the record: for failures that are no errno.
+func (p *Program) Failure(i int) (Slot, func(fd Arg)) {
+	rec := p.words(0, uint64(i), 0)
+	p.slots = append(p.slots, slotName{rec, fmt.Sprintf("FAILED %d", i)}, slotName{rec + 8, "value"})
+	return Slot(rec + 8), func(fd Arg) {
+		p.Call(unix.SYS_WRITE, fd, Arg{argAddr, uint64(rec)}, Int(launch.RecordSize)).Want(launch.RecordSize, unix.EPIPE)
+	}
+}
+
 // Gate adds the operations that report the gate and read it: anything but the token ends the program.
 func (p *Program) Gate(report, fd Arg) {
-	buf := p.Slot("token")
 	p.Report(report, launch.RecordGate)
+	p.Token(fd)
+}
+
+// Token adds the operations that read a token from the gate: anything else ends the program.
+func (p *Program) Token(fd Arg) {
+	buf := p.Slot("token")
 	p.Call(unix.SYS_READ, fd, buf.Addr(), Int(1)).Want(1, unix.ECANCELED)
 	p.Load(buf.Val(), 0xff).Want(launch.GateToken, unix.ECANCELED)
 }
