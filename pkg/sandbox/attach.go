@@ -48,7 +48,9 @@ func (m *Manager) Attach(ctx context.Context, id string, s AttachStreams) error 
 	stopResize := follow(ctx, s.Resize, func(z Size) error { return shim.Resize(ctx, rec.ID, z) })
 	defer stopResize()
 	stdinDone := make(chan struct{})
-	if at.Stdin != nil {
+	if at.Stdin == nil {
+		close(stdinDone)
+	} else {
 		defer at.Stdin.Close()
 		go func() {
 			defer close(stdinDone)
@@ -56,13 +58,21 @@ func (m *Manager) Attach(ctx context.Context, id string, s AttachStreams) error 
 			at.Stdin.Close()
 		}()
 	}
-	return copyOutput(ctx, at, s, stdinDone)
+	if at.Stdout == nil && at.Stderr == nil {
+		select {
+		case <-stdinDone:
+		case <-m.live.container(rec.ID).endedChan():
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		return nil
+	}
+	return copyOutput(ctx, at, s)
 }
 
 // copyOutput returns when the output has ended, or ctx has.
-func copyOutput(ctx context.Context, at *Attached, s AttachStreams, stdinDone <-chan struct{}) error {
+func copyOutput(ctx context.Context, at *Attached, s AttachStreams) error {
 	var wg sync.WaitGroup
-	outDone := make(chan struct{})
 	for _, p := range []struct {
 		w io.Writer
 		r io.ReadCloser
@@ -70,32 +80,21 @@ func copyOutput(ctx context.Context, at *Attached, s AttachStreams, stdinDone <-
 		if p.r == nil {
 			continue
 		}
+		defer p.r.Close()
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
 			_, _ = io.Copy(p.w, p.r) // the end of either side ends this
 		}()
 	}
-	go func() { wg.Wait(); close(outDone) }()
-	if at.Stdout == nil && at.Stderr == nil {
-		outDone = nil
-	} else {
-		stdinDone = nil
-	}
-	var err error
+	ended := make(chan struct{})
+	go func() { wg.Wait(); close(ended) }()
 	select {
-	case <-outDone:
-	case <-stdinDone:
+	case <-ended:
+		return nil
 	case <-ctx.Done():
-		err = context.Cause(ctx)
+		return context.Cause(ctx)
 	}
-	for _, r := range []io.ReadCloser{at.Stdout, at.Stderr} {
-		if r != nil {
-			r.Close()
-		}
-	}
-	wg.Wait()
-	return err
 }
 
 // portConnectTime bounds the wait for a connection to a port that nobody answers.

@@ -271,7 +271,8 @@ func (m *Manager) Exec(ctx context.Context, id string, s ExecStreams) (int, erro
 	if err != nil {
 		x.kill(ctx)
 		if ctx.Err() != nil {
-			err = context.Cause(ctx)
+			go finish() // a client that is gone, or reads no more, is not waited for
+			return 0, context.Cause(ctx)
 		}
 	}
 	finish()

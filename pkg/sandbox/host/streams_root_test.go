@@ -141,6 +141,19 @@ func TestAttach(t *testing.T) {
 	r.removeAll()
 }
 
+func TestAttachStdinAlone(t *testing.T) {
+	r := newRig(t)
+	id := r.container(r.runPod(r.podConfig("a")), "c", "read x; echo got $x", func(c *cri.ContainerConfig) { c.Stdin, c.StdinOnce = true, true })
+	if err := r.mgr.Attach(r.ctx, id, sandbox.AttachStreams{Stdin: strings.NewReader("one\n")}); err != nil {
+		t.Error(err)
+	}
+	r.await(id)
+	if log := r.log(id); !strings.Contains(log, "got one") {
+		t.Errorf("log %q", log)
+	}
+	r.removeAll()
+}
+
 func TestAttachDetaches(t *testing.T) {
 	r := newRig(t)
 	id := r.container(r.runPod(r.podConfig("a")), "c", "while :; do echo tick; sleep 0.05; done")
