@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -284,7 +285,11 @@ func (n *node) gone() error {
 				return fmt.Errorf("pod %s is still there", pod)
 			}
 		}
-		return nil
+		out, err := exec.CommandContext(n.ctx, "bin/cri-server", "--socket", n.socket, "ps", "-q").CombinedOutput()
+		if err == nil && len(out) > 0 {
+			err = fmt.Errorf("containers that still run: %s", out)
+		}
+		return err
 	})
 }
 
