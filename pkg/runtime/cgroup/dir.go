@@ -151,9 +151,13 @@ func (d dir) has(file string) bool {
 	return unix.Faccessat(d.fd, file, unix.F_OK, unix.AT_SYMLINK_NOFOLLOW) == nil
 }
 
-// mkdir makes a directory in d and reports whether it did: one that exists is fine.
+// mkdir makes a directory in d and reports whether it did: one that exists is fine. Its mode is not the
+// umask's affair: the root of a user namespace mounts cgroupfs only where it may search the way to its group.
 func (d dir) mkdir(name string) (made bool, err error) {
 	err = unix.Mkdirat(d.fd, name, 0o755)
+	if err == nil {
+		err = unix.Fchmodat(d.fd, name, 0o755, 0)
+	}
 	if err == nil {
 		err = d.host.tell("mkdir", d.name(name), "")
 	}

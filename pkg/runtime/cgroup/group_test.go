@@ -117,6 +117,22 @@ func TestCreateV2Refused(t *testing.T) {
 		mkdir unified/a`)
 }
 
+// TestCreateMode has groups that everybody may search, whatever the process hides of its files.
+func TestCreateMode(t *testing.T) {
+	f := newFake(t, V2)
+	old := unix.Umask(0o077)
+	_, err := f.Create("/a/b", CreateOptions{})
+	unix.Umask(old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"unified/a", "unified/a/b"} {
+		if st, err := os.Stat(filepath.Join(f.root, name)); err != nil || st.Mode().Perm() != 0o755 {
+			t.Errorf("%s: %v, %v", name, st, err)
+		}
+	}
+}
+
 // TestCreateV2Busy has processes in the parent: it must not be made threaded.
 func TestCreateV2Busy(t *testing.T) {
 	f := newFake(t, V2)

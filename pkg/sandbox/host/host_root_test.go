@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cri-server/cri-server/pkg/errs"
@@ -102,14 +103,22 @@ func TestHostNetwork(t *testing.T) {
 }
 
 func TestUserNamespace(t *testing.T) {
+	defer unix.Umask(unix.Umask(0o077)) // as the server has it
+	for name, pid := range map[string]cri.NamespaceMode{"own": cri.NamespaceMode_CONTAINER, "shared": cri.NamespaceMode_POD} {
+		t.Run(name, func(t *testing.T) { userNamespace(t, pid) })
+	}
+}
+
+func userNamespace(t *testing.T, pid cri.NamespaceMode) {
 	r := newRig(t)
 	config := r.podConfig("a")
+	config.Linux.SecurityContext.NamespaceOptions.Pid = pid
 	maps := []*cri.IDMapping{{HostId: 200000, ContainerId: 0, Length: 65536}}
 	config.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &cri.UserNamespace{Mode: cri.NamespaceMode_POD, Uids: maps, Gids: maps}
 	config.Linux.Sysctls = map[string]string{"net.ipv4.ip_forward": "1"}
 	pod := r.runPod(config)
 	id := r.container(pod, "c", "touch /made; exec sleep 1000")
-	if got := r.exec(id, "id -u; stat -c %u /bin/busybox /made; cat /proc/sys/net/ipv4/ip_forward"); got != "0\n0\n0\n1" {
+	if got := r.exec(id, "id -u; stat -c %u /bin/busybox /made; cat /proc/sys/net/ipv4/ip_forward; ls /sys/fs/cgroup | grep -q . && echo cgroups"); got != "0\n0\n0\n1\ncgroups" {
 		t.Errorf("inside: %q", got)
 	}
 	c, _ := r.mgr.Container(id)
