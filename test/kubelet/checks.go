@@ -83,8 +83,18 @@ func (n *node) crasher() error {
 		}
 		c := p.container("crasher")
 		last := c.LastState.Terminated
-		if c.RestartCount < 1 || c.State.Waiting == nil || c.State.Waiting.Reason != "CrashLoopBackOff" || last == nil {
+		if c.RestartCount < 2 || last == nil {
 			return fmt.Errorf("crasher: %d restarts, state %+v", c.RestartCount, c.State)
+		}
+		// Its status says CrashLoopBackOff only if something else makes the kubelet look while it waits.
+		log, err := os.ReadFile(filepath.Join(n.dir, "kubelet.log"))
+		if err != nil {
+			return err
+		}
+		for _, wait := range []string{"10s", "20s"} {
+			if !strings.Contains(string(log), "back-off "+wait+" restarting failed container=crasher") {
+				return fmt.Errorf("the kubelet's log has no back-off of %s", wait)
+			}
 		}
 		if last.ExitCode != 3 || strings.TrimSpace(last.Message) != "bye" || last.Reason != "Error" {
 			return fmt.Errorf("crasher ended with %+v", *last)
