@@ -91,9 +91,9 @@ func (j *layerJob) run(ctx context.Context) error {
 		return err
 	}
 	defer unlock()
-	if j.exists() {
+	if have, err := j.exists(); have || err != nil {
 		j.tell("exists", j.desc.Size)
-		return nil
+		return err
 	}
 	for try := 0; ; try++ {
 		again, err := j.attempt(ctx, strconv.Itoa(j.index)+"-"+strconv.Itoa(try))
@@ -116,17 +116,21 @@ func (j *layerJob) wait(ctx context.Context) error {
 	}
 }
 
-// exists reports whether the layer is in the store, and notes its blob when that is too.
-func (j *layerJob) exists() bool {
+// exists reports whether the layer is in the store, and notes its blob when that is too. A manifest that gives a blob
+// that is there another size is refused, as it is when the blob has to be fetched.
+func (j *layerJob) exists() (bool, error) {
 	s := j.p.s
 	s.mu.RLock()
 	_, have := s.layers[j.chain]
 	size, blob := s.blobs[string(j.desc.Digest)]
 	s.mu.RUnlock()
-	if have && blob && size == j.desc.Size {
+	if blob && size != j.desc.Size {
+		return false, errs.New(errs.Invalid, "layer %s: it has %d bytes, and the manifest says %d", j.desc.Digest, size, j.desc.Size)
+	}
+	if have && blob {
 		j.note()
 	}
-	return have
+	return have, nil
 }
 
 func (j *layerJob) note() {
