@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -113,6 +114,29 @@ func TestExecEndsWithItsClient(t *testing.T) {
 	}
 	if got := r.exec(id, "ps"); strings.Contains(got, "4321") {
 		t.Errorf("it lives on: %s", got)
+	}
+	r.removeAll()
+}
+
+// TestExecSyncLeavesNothing runs commands whose children keep the streams open, in the daemon's view and the shim's.
+func TestExecSyncLeavesNothing(t *testing.T) {
+	r := newRig(t)
+	pod := r.runPod(r.podConfig("a"))
+	id := r.container(pod, "c", "exec sleep 1000")
+	p, _ := r.mgr.Pod(pod)
+	count := func() (fds, goroutines, shim int) {
+		ours, _ := os.ReadDir("/proc/self/fd")
+		theirs, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.ShimPid))
+		return len(ours), runtime.NumGoroutine(), len(theirs)
+	}
+	r.exec(id, "sleep 1000 & true")
+	fds, goroutines, shim := count()
+	for range 60 {
+		r.exec(id, "sleep 1000 & true")
+	}
+	fds2, goroutines2, shim2 := count()
+	if fds2 > fds+8 || goroutines2 > goroutines+8 || shim2 > shim+8 {
+		t.Errorf("descriptors %d then %d, goroutines %d then %d, the shim's descriptors %d then %d", fds, fds2, goroutines, goroutines2, shim, shim2)
 	}
 	r.removeAll()
 }
