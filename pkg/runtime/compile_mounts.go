@@ -28,9 +28,21 @@ func (c *compiler) openDir(root program.Arg, dest string, slot program.Slot) {
 	have := c.p.Label()
 	const flags = unix.O_PATH | unix.O_DIRECTORY
 	c.open(root, dest, flags, resolve(dest)).Save(slot).Accept(unix.ENOENT).Then(have)
+	c.hint(ordinary(dest))
 	c.makeDirs(root, dest)
 	c.open(root, dest, flags, resolve(dest)).Save(slot)
 	c.p.Bind(have)
+}
+
+// ordinary words the failure to open a destination that has to be a directory: in runc's words where links
+// are refused.
+func ordinary(dest string) hint {
+	return func(e syscall.Errno) error {
+		if e == unix.ELOOP && resolve(dest) != inRoot || e == unix.ENOTDIR {
+			return wrapErrno(e, "mount /%s: it must be mounted on ordinary directory", dest)
+		}
+		return wrapErrno(e, "mount /%s: open the directory", dest)
+	}
 }
 
 // makeDirs adds operations that make dest and its parents. A link to nowhere on the way is an error.
@@ -185,6 +197,7 @@ func (c *compiler) openDirMode(root program.Arg, dest string, slot program.Slot)
 	}
 	missing, done := c.p.Label(), c.p.Label()
 	c.open(root, dest, unix.O_PATH|unix.O_DIRECTORY, resolve(dest)).Save(slot).Catch(missing, unix.ENOENT)
+	c.hint(ordinary(dest))
 	c.p.Call(unix.SYS_STATX, slot.Val(), c.p.Str(""), empty, num(unix.STATX_MODE), c.buf.Addr(0))
 	c.p.Load(c.buf.Word(mode), 0o7777).Save(c.mode).Then(done)
 	c.p.Bind(missing)
@@ -215,13 +228,20 @@ func (c *compiler) compileLate(root program.Arg, mounts []mountPlan) {
 	}
 }
 
+// destinations are paths below the root, each once.
+func destinations(paths []string) []string {
+	var out []string
+	for _, p := range paths {
+		if dest := path.Clean("/" + p)[1:]; dest != "" && !slices.Contains(out, dest) {
+			out = append(out, dest)
+		}
+	}
+	return out
+}
+
 // compileReadonly makes each path that exists a read-only mount, keeping its other attributes.
 func (c *compiler) compileReadonly(root program.Arg, paths []string) {
-	for _, p := range paths {
-		dest := path.Clean("/" + p)[1:]
-		if dest == "" {
-			continue
-		}
+	for _, dest := range destinations(paths) {
 		skip := c.p.Label()
 		c.p.Subject("make /" + dest + " read-only")
 		c.open(root, dest, unix.O_PATH, inRoot).Save(c.dst).Catch(skip, unix.ENOENT, unix.ENOTDIR)
@@ -240,11 +260,7 @@ const inRoot = unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS
 // directory behind a clone of one empty read-only filesystem.
 func (c *compiler) compileMasked(root program.Arg, paths []string, null, void program.Slot) {
 	const clone = unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_EMPTY_PATH
-	for _, p := range paths {
-		dest := path.Clean("/" + p)[1:]
-		if dest == "" {
-			continue
-		}
+	for _, dest := range destinations(paths) {
 		file, attach, skip := c.p.Label(), c.p.Label(), c.p.Label()
 		c.p.Subject("mask /" + dest)
 		c.open(root, dest, unix.O_PATH|unix.O_DIRECTORY, inRoot).Save(c.dst).Catch(file, unix.ENOENT, unix.ENOTDIR)

@@ -92,6 +92,12 @@ func TestErrors(t *testing.T) {
 			s.Linux.UIDMappings = []specs.LinuxIDMapping{{ContainerID: 1, HostID: 1000, Size: 1000}}
 			s.Linux.GIDMappings = s.Linux.UIDMappings
 		}, "must map container ID 0", nil},
+		{"proc is a link", func(s *specs.Spec) {
+			linked := testroot.Rootfs(t, t.TempDir())
+			os.RemoveAll(linked + "/proc")
+			os.Symlink("/etc", linked+"/proc")
+			s.Root.Path = linked
+		}, "mount /proc: it must be mounted on ordinary directory", unix.ELOOP},
 		{"bad rlimit", func(s *specs.Spec) { s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_X"}} }, `resource limit "RLIMIT_X" is unknown`, nil},
 		{"no root", func(s *specs.Spec) { s.Root.Path = dir + "/none" }, "root filesystem (container test): source " + dir + "/none: no such", fs.ErrNotExist},
 	} {
@@ -197,6 +203,16 @@ ls -d /rt/below/deep /run/secrets/x`)
 	}
 	if _, err := os.Lstat(dir + "/outside"); err == nil {
 		t.Error("a link led out of the root filesystem")
+	}
+}
+
+// TestMaskedOnce masks a path that is listed more than once one time.
+func TestMaskedOnce(t *testing.T) {
+	testroot.NeedRoot(t)
+	s := spec(testroot.Rootfs(t, t.TempDir()), "grep -c ' /etc ' /proc/mounts")
+	s.Linux.MaskedPaths = []string{"/etc", "/etc/", "/etc/../etc"}
+	if r, err := run(t, runtime.Options{Spec: s}); err != nil || r.out != "1\n" {
+		t.Errorf("got %+v, %v", r, err)
 	}
 }
 

@@ -63,27 +63,50 @@ type madeUserns struct {
 }
 
 // UsernsFD returns a user namespace with these mappings, held by nothing but the descriptor: for idmapped
-// mounts. The caller closes it.
-func UsernsFD(uids, gids []specs.LinuxIDMapping) (*os.File, error) {
+// mounts. They need not map ID 0. The caller closes it.
+func UsernsFD(uids, gids []specs.LinuxIDMapping) (ns *os.File, err error) {
+	req := &launch.Request{
+		Name: "userns", Cloneflags: unix.CLONE_NEWUSER, UIDMaps: launchMaps(uids), GIDMaps: launchMaps(gids), Setgroups: true, Gate: true, Cgroup: -1,
+	}
+	err = withProcess(req, program.New(), nil, func(pid int) (err error) {
+		ns, err = os.Open("/proc/" + strconv.Itoa(pid) + "/ns/user")
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("make a user namespace: %w", err)
+	}
+	return ns, nil
+}
+
+// InUserns calls look while process pid is in the user namespace, which need not have another one: for
+// what only the /proc of a process tells, such as its mappings.
+func InUserns(ns *os.File, look func(pid int) error) error {
 	p := program.New()
-	p.Subject("hold a user namespace")
+	p.Subject("join the user namespace")
+	p.Call(unix.SYS_SETNS, program.Int(launch.FirstFD), program.Int(unix.CLONE_NEWUSER))
+	if err := withProcess(&launch.Request{Name: "userns", Files: []int{1}, Gate: true, Cgroup: -1}, p, []*os.File{ns}, look); err != nil {
+		return fmt.Errorf("look into a user namespace: %w", err)
+	}
+	return nil
+}
+
+// withProcess runs p up to a gate at its end, calls look, and ends the process.
+func withProcess(req *launch.Request, p *program.Program, files []*os.File, look func(pid int) error) error {
+	p.Subject("wait to be ended")
 	p.Gate(program.Int(launch.ReportFD), program.Int(launch.GateFD))
 	p.Exit(0)
 	f, err := p.Seal("userns")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer f.Close()
-	req := &launch.Request{
-		Name: "userns", Cloneflags: unix.CLONE_NEWUSER, UIDMaps: launchMaps(uids), GIDMaps: launchMaps(gids), Setgroups: true, Gate: true, Cgroup: -1,
-	}
-	proc, err := launch.Start(req, []*os.File{f}, [3]*os.File{})
+	proc, err := launch.Start(req, append([]*os.File{f}, files...), [3]*os.File{})
 	if err != nil {
-		return nil, fmt.Errorf("make a user namespace: %w", err)
+		return err
 	}
-	ns, err := os.Open("/proc/" + strconv.Itoa(proc.Pid) + "/ns/user")
+	err = look(proc.Pid)
 	_ = proc.Kill(unix.SIGKILL) // it waits at its gate, which Close shuts as well
 	_, _ = proc.Wait()
 	proc.Close()
-	return ns, err
+	return err
 }

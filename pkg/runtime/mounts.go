@@ -6,6 +6,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -142,9 +143,28 @@ func (c *compiler) planMount(o *Options, b *build, m *specs.Mount, tree *os.File
 		if opts.copyUp && m.Type == "tmpfs" {
 			return c.planCopyUp(o, b, plan)
 		}
+		c.inheritMode(b, &plan)
 	}
 	b.mounts = append(b.mounts, plan)
 	return nil
+}
+
+// inheritMode names the mode of a tmpfs that is mounted on a directory of the root filesystem itself. Where
+// another mount may be in between, the program finds it out.
+func (c *compiler) inheritMode(b *build, plan *mountPlan) {
+	if !plan.keepsMode() || slices.ContainsFunc(b.mounts, func(m mountPlan) bool { return strings.HasPrefix(plan.dest+"/", m.dest+"/") }) {
+		return
+	}
+	var st unix.Stat_t
+	root := c.files.list[c.files.child[b.rootfs-launch.FirstFD]]
+	f, err := sys.OpenAt(root, plan.dest, unix.O_PATH|unix.O_DIRECTORY, 0, sys.InRoot)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	if unix.Fstat(int(f.Fd()), &st) == nil {
+		plan.opts.data = append(plan.opts.data, fmt.Sprintf("mode=%o", st.Mode&0o7777))
+	}
 }
 
 // labelled reports whether a filesystem of that type takes the SELinux label of all its files as an option.

@@ -138,6 +138,41 @@ func TestIdmapped(t *testing.T) {
 	has(t, r.out, "7:8")
 }
 
+// TestUsernsWithoutRoot maps files by a user namespace that has no ID 0, and asks it for its mappings.
+func TestUsernsWithoutRoot(t *testing.T) {
+	testroot.NeedRoot(t)
+	if !sys.Has(sys.IdmapTmpfs) {
+		testroot.Skip(t, "this kernel has no idmapped tmpfs")
+	}
+	dir := tmpfs(t)
+	os.WriteFile(dir+"/file", nil, 0o644)
+	os.Chown(dir+"/file", 7, 8)
+	maps := []specs.LinuxIDMapping{{ContainerID: 7, HostID: 1007, Size: 2}}
+	s := spec(testroot.Rootfs(t, t.TempDir()), "stat -c '%u:%g' /vol/file")
+	s.Mounts = append(s.Mounts, specs.Mount{Destination: "/vol", Type: "bind", Source: dir, Options: []string{"bind"}, UIDMappings: maps, GIDMappings: maps})
+	r, err := run(t, runtime.Options{Spec: s})
+	if err != nil {
+		t.Fatal(err)
+	}
+	has(t, r.out, "1007:1008")
+	maps[0].ContainerID = 0
+	ns, err := runtime.UsernsFD(maps, maps)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	err = runtime.InUserns(ns, func(pid int) error {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/uid_map", pid))
+		if got := strings.Fields(string(text)); len(got) != 3 || got[1] != "1007" {
+			t.Errorf("its mapping is %q", text)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
 func uidOf(st os.FileInfo) int {
 	if st == nil {
 		return -1

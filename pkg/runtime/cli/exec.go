@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -192,29 +191,17 @@ func (e *execution) announce(p *launch.Process, con *console) error {
 }
 
 // group is the cgroup that the process is to be in.
-func (e *execution) group(c *container) (*cgroup.Group, *cgroup.Host, error) {
+func (e *execution) group(c *container) (runtime.Cgroup, *cgroup.Host, error) {
 	g, h, err := c.group()
 	if err != nil || len(e.cgroup) == 0 {
 		return g, h, err
 	}
-	sub := e.cgroup[0]
-	if slices.Contains(strings.Split(sub, "/"), "..") {
-		h.Close()
-		return nil, nil, fmt.Errorf("bad sub cgroup path: %s", sub)
-	}
-	if len(e.cgroup) > 1 || strings.Contains(sub, ":") {
-		h.Close()
-		return nil, nil, fmt.Errorf("--cgroup %s: one path for all controllers is supported", strings.Join(e.cgroup, " "))
-	}
-	if strings.Trim(sub, "/") == "" {
-		return g, h, nil
-	}
-	below, err := h.Open(g.Path() + "/" + sub)
+	sub, err := parseSubgroup(g, h, e.cgroup)
 	if err != nil {
 		h.Close()
-		return nil, nil, fmt.Errorf("--cgroup %s: %w", sub, err)
+		return nil, nil, err
 	}
-	return below, h, nil
+	return sub, h, nil
 }
 
 // build is the process: that of a file, or the container's own with what the flags change.

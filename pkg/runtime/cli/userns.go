@@ -2,69 +2,49 @@ package cli
 
 import (
 	"fmt"
-	"io/fs"
 	"os"
-	"strconv"
 	"strings"
-	"syscall"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/cri-server/cri-server/pkg/runtime"
 )
 
 // joinedMaps fills in the mappings of a user namespace that the configuration joins by its path, as it
-// need not repeat them: they are those of any process in it.
+// need not repeat them.
 func joinedMaps(l *specs.Linux) error {
 	for _, n := range l.Namespaces {
 		if n.Type != specs.UserNamespace || n.Path == "" || len(l.UIDMappings) > 0 || len(l.GIDMappings) > 0 {
 			continue
 		}
-		want, err := os.Stat(n.Path)
-		if err != nil {
-			return err
-		}
-		pid, err := processIn(want)
-		if err != nil {
-			return err
-		}
-		if pid == 0 {
-			return fmt.Errorf("user namespace %s: no process is in it, so its mappings are not known. Give uidMappings and gidMappings", n.Path)
-		}
-		if l.UIDMappings, err = readMap(fmt.Sprintf("/proc/%d/uid_map", pid)); err != nil {
-			return err
-		}
-		if l.GIDMappings, err = readMap(fmt.Sprintf("/proc/%d/gid_map", pid)); err != nil {
-			return err
+		if err := mapsOf(l, n.Path); err != nil {
+			return fmt.Errorf("mappings of user namespace %s: %w", n.Path, err)
 		}
 	}
 	return nil
 }
 
-// processIn finds a process in the user namespace that is the given file; 0 when there is none.
-func processIn(ns fs.FileInfo) (int, error) {
-	if self, err := os.Stat("/proc/self/ns/user"); err == nil && os.SameFile(self, ns) {
-		return os.Getpid(), nil
-	}
-	proc, err := os.Open("/proc")
+// mapsOf reads the mappings as a process in the namespace has them: there may be none but ours.
+func mapsOf(l *specs.Linux, path string) error {
+	ns, err := os.Open(path)
 	if err != nil {
-		return 0, err
+		return err
 	}
-	defer proc.Close()
-	names, err := proc.Readdirnames(-1)
+	defer ns.Close()
+	look := func(pid int) (err error) {
+		if l.UIDMappings, err = readMap(fmt.Sprintf("/proc/%d/uid_map", pid)); err == nil {
+			l.GIDMappings, err = readMap(fmt.Sprintf("/proc/%d/gid_map", pid))
+		}
+		return err
+	}
+	self, err := os.Stat("/proc/self/ns/user")
 	if err != nil {
-		return 0, err
+		return err
 	}
-	want := ns.Sys().(*syscall.Stat_t)
-	for _, name := range names {
-		pid, err := strconv.Atoi(name)
-		if err != nil {
-			continue
-		}
-		var st syscall.Stat_t
-		if syscall.Stat("/proc/"+name+"/ns/user", &st) == nil && st.Dev == want.Dev && st.Ino == want.Ino {
-			return pid, nil
-		}
+	if st, err := ns.Stat(); err == nil && os.SameFile(self, st) { // one's own cannot be joined again
+		return look(os.Getpid())
 	}
-	return 0, nil
+	return runtime.InUserns(ns, look)
 }
 
 // readMap reads the lines "inside outside size" of a mapping, as this process's user namespace sees it.

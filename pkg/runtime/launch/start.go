@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"syscall"
 
@@ -260,9 +261,15 @@ func (s *starter) attr(fifos *fifos) (*syscall.ProcAttr, error) {
 		// Group and user 0 of the namespace: exec by an unmapped user would take the capabilities away.
 		sys.UidMappings, sys.GidMappings = sysMaps(req.UIDMaps), sysMaps(req.GIDMaps)
 		sys.GidMappingsEnableSetgroups = req.Setgroups
-		sys.Credential = &syscall.Credential{NoSetGroups: !req.Setgroups}
+		if mapsRoot(req.UIDMaps) && mapsRoot(req.GIDMaps) { // else it is there to be looked at only
+			sys.Credential = &syscall.Credential{NoSetGroups: !req.Setgroups}
+		}
 	}
 	return &syscall.ProcAttr{Files: fds, Sys: sys}, nil
+}
+
+func mapsRoot(maps []IDMap) bool {
+	return slices.ContainsFunc(maps, func(m IDMap) bool { return m.ContainerID == 0 && m.Size > 0 })
 }
 
 func (s *starter) openStdio(fds []uintptr) error {
