@@ -36,7 +36,10 @@ func setHugetlb(t *txn, res *specs.LinuxResources) error {
 			if h.Limit == 0 {
 				continue
 			}
-			return t.explain(d, "hugetlb."+h.Pagesize+suffix, errs.New(errs.Invalid, "huge page size %q: this machine has no such pages", h.Pagesize))
+			if on, err := d.read("cgroup.controllers"); d.tree.Unified && (err != nil || !slices.Contains(strings.Fields(on), "hugetlb")) {
+				return d.missing("hugetlb")
+			}
+			return errs.New(errs.Invalid, "huge page size %q: this machine has no such pages", h.Pagesize)
 		}
 		if err := t.set(d, "hugetlb."+h.Pagesize+suffix, value); err != nil {
 			return err
