@@ -9,6 +9,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
@@ -99,11 +100,11 @@ func inside(app string) (err error) {
 		}
 		defer func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }()
 	}
-	before, err := survey()
+	before, err := survey(dir)
 	if err != nil {
 		return err
 	}
-	d := &demo{dir: filepath.Join(dir, "server")}
+	d := &demo{dir: serverDir(dir)}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute) // an emulated machine is slow
 	defer cancel()
 	err = d.run(ctx, app)
@@ -113,7 +114,7 @@ func inside(app string) (err error) {
 		_ = exec.Command("hack/down", d.dir).Run()
 		return err
 	}
-	return nothingLeft(before, d.dir)
+	return nothingLeft(before, dir)
 }
 
 // prepare makes the namespaces usable: private mounts, a procfs of the new PID namespace, loopback up.
@@ -134,8 +135,12 @@ func prepare() error {
 	return nil
 }
 
-// survey lists what a leak would add to: mounts, links, cgroups and names in /run/netns.
-func survey() (map[string]bool, error) {
+// serverDir is where the server keeps its files.
+func serverDir(dir string) string { return filepath.Join(dir, "server") }
+
+// survey lists what a leak would add to: mounts, links, cgroups and names in /run/netns. Other servers of the
+// machine have cgroups too, which come and go meanwhile: ours ends in a hash of the root directory.
+func survey(dir string) (map[string]bool, error) {
 	found := map[string]bool{}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
@@ -151,7 +156,9 @@ func survey() (map[string]bool, error) {
 	for _, l := range links {
 		found["link "+l.Attrs().Name] = true
 	}
-	for _, pattern := range []string{"/sys/fs/cgroup/cri-server*", "/sys/fs/cgroup/*/cri-server*", "/run/netns/*", "/run/cri-server*", "/var/lib/cri-server*"} {
+	hash := sha256.Sum256([]byte(serverDir(dir) + "/lib"))
+	group := fmt.Sprintf("cri-server-%x", hash[:4])
+	for _, pattern := range []string{"/sys/fs/cgroup/" + group + "*", "/sys/fs/cgroup/*/" + group + "*", "/run/netns/cri-*", "/run/cri-server*", "/var/lib/cri-server*"} {
 		names, _ := filepath.Glob(pattern)
 		for _, n := range names {
 			if st, err := os.Stat(n); err == nil && (st.IsDir() || !strings.HasPrefix(n, "/sys")) {
@@ -162,10 +169,15 @@ func survey() (map[string]bool, error) {
 	return found, nil
 }
 
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
 // nothingLeft compares the machine with what it was before, and looks for processes: the PID namespace
 // holds ours alone.
 func nothingLeft(before map[string]bool, dir string) error {
-	after, err := survey()
+	after, err := survey(dir)
 	if err != nil {
 		return err
 	}
@@ -182,7 +194,7 @@ func nothingLeft(before map[string]bool, dir string) error {
 			left = append(left, "process "+filepath.Base(p)+" "+strings.TrimSpace(string(cmd)))
 		}
 	}
-	if _, err := os.Stat(dir); err == nil {
+	if dir := serverDir(dir); exists(dir) {
 		left = append(left, "directory "+dir)
 	}
 	if len(left) > 0 {
