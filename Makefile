@@ -1,6 +1,10 @@
 # Everything a developer and CI call. `make` alone prints what there is.
 SHELL := /bin/bash -o pipefail
 export CGO_ENABLED ?= 0
+ifeq ($(HOME),)
+# The go command keeps its caches there. The shell takes it from passwd.
+export HOME := $(shell echo ~)
+endif
 GO ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
