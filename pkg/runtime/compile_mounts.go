@@ -118,12 +118,20 @@ func (c *compiler) compileTree(root program.Arg, m *mountPlan) {
 	} else {
 		c.openFile(root, m.dest, c.dst)
 	}
-	c.attach(num(m.tree), c.dst)
+	if m.anew {
+		c.p.Call(unix.SYS_OPEN_TREE, num(m.tree), c.p.Str(""), num(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)).Save(c.aux)
+		c.attach(c.aux.Val(), c.dst)
+	} else {
+		c.attach(num(m.tree), c.dst)
+	}
 	if m.isDir {
 		kind := "a directory, the destination is not"
 		c.hint(mismatch(m, kind))
 	} else {
 		c.hint(mismatch(m, "not a directory, the destination is one"))
+	}
+	if m.anew {
+		c.close(c.aux)
 	}
 	c.close(c.dst)
 }

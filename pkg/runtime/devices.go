@@ -162,7 +162,7 @@ func (c *compiler) planDev(o *Options, b *build, plan mountPlan) error {
 	if err != nil {
 		return err
 	}
-	plan.kind, plan.isDir = mountTree, true
+	plan.kind, plan.isDir, plan.anew = mountTree, true, true
 	plan.tree = c.files.add(tree, true)
 	if plan.opts.set&unix.MOUNT_ATTR_RDONLY != 0 {
 		plan.late = true

@@ -80,7 +80,7 @@ func (c *compiler) exec(o *ExecOptions) error {
 	}
 	return c.process(&processPlan{
 		proc: &proc, filter: filter, gate: o.Gate, clamp: o.Clamp, userns: userns, uidMaps: l.UIDMappings, gidMaps: l.GIDMappings,
-		nested: flags&unix.CLONE_NEWPID != 0, keyring: !o.NoKeyring, extra: extra, stdioOwner: o.StdioOwner, personality: l.Personality,
+		nested: flags&unix.CLONE_NEWPID != 0, keyring: !o.NoKeyring, extra: extra, stdioOwner: o.StdioOwner, personality: l.Personality, memory: l.MemoryPolicy,
 	})
 }
 

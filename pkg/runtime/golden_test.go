@@ -152,6 +152,9 @@ var features = []struct {
 		o.Spec.Mounts = []specs.Mount{{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "hidepid=2"}}}
 		o.Gate = true
 	}},
+	{"joined-mounts", func(p *paper, o *Options) {
+		o.Namespaces = pidfds(p, specs.MountNamespace)
+	}},
 	{"userns", func(_ *paper, o *Options) {
 		addNS(o.Spec, specs.UserNamespace)
 		o.Spec.Linux.UIDMappings, o.Spec.Linux.GIDMappings = maps, maps
@@ -177,7 +180,7 @@ var features = []struct {
 	{"mounts", func(_ *paper, o *Options) {
 		o.Spec.Mounts = []specs.Mount{
 			{Destination: "/data", Type: "bind", Source: "/srv/data", Options: []string{"rbind", "rro", "noatime", "rslave"}},
-			{Destination: "/etc/hosts", Type: "bind", Source: "hosts.file", Options: []string{"bind", "ro"}},
+			{Destination: "/etc/hosts", Type: "bind", Source: "hosts.file", Options: []string{"bind", "ro", "size=1k"}},
 			{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"ro", "nosuid"}},
 			{Destination: "/tmp/x", Type: "tmpfs", Source: "tmpfs", Options: []string{"ro", "size=1m", "shared"}},
 			{Destination: "/ext", Type: "ext4", Source: "/dev/sda1", Options: []string{"ro", "data=ordered"}},
@@ -257,6 +260,16 @@ var features = []struct {
 		o.Spec.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, ListenerPath: "/none/agent", Syscalls: []specs.LinuxSyscall{{Names: []string{"mkdirat"}, Action: specs.ActNotify}}}
 		o.Spec.Process.NoNewPrivileges = true
 		o.Gate, o.Detached = true, true
+	}},
+	{"memory-policy", func(p *paper, o *Options) {
+		o.Spec.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolInterleave, Nodes: "0-1,64", Flags: []specs.MemoryPolicyFlagType{specs.MpolFStaticNodes}}
+	}},
+	{"net-devices", func(p *paper, o *Options) {
+		addNS(o.Spec, specs.NetworkNamespace)
+		o.Spec.Linux.NetDevices = map[string]specs.LinuxNetDevice{"eth1": {Name: "eth0"}}
+		f, _ := os.Open(p.dir)
+		p.t.Cleanup(func() { f.Close() })
+		o.RdtTasks = []*os.File{f}
 	}},
 	{"extra-files", func(p *paper, o *Options) {
 		f, _ := os.Open(p.dir)
@@ -365,14 +378,11 @@ func TestRefused(t *testing.T) {
 		{"no arguments", errs.Invalid, func(o *Options) { o.Spec.Process.Args = nil }},
 		{`"a\x00b" has a NUL`, errs.Invalid, func(o *Options) { o.Spec.Process.Env = []string{"a\x00b"} }},
 		{"user 4294967295:0 is out of range", errs.Invalid, func(o *Options) { o.Spec.Process.User.UID = 1<<32 - 1 }},
-		{"needs a mount namespace of its own", errs.Unsupported, func(o *Options) { o.Spec.Linux.Namespaces = nil }},
+		{"needs a mount namespace", errs.Unsupported, func(o *Options) { o.Spec.Linux.Namespaces = nil }},
 		{`namespace type "mount" appears twice`, errs.Invalid, func(o *Options) { addNS(o.Spec, specs.MountNamespace) }},
 		{`namespace type "x" is unknown`, errs.Invalid, func(o *Options) { addNS(o.Spec, "x") }},
 		{"needs uidMappings and gidMappings", errs.Invalid, func(o *Options) { addNS(o.Spec, specs.UserNamespace) }},
 		{"would hide the root filesystem", errs.Invalid, func(o *Options) { o.Spec.Mounts = []specs.Mount{{Destination: "/.."}} }},
-		{"bind mounts have no filesystem options", errs.Invalid, func(o *Options) {
-			o.Spec.Mounts = []specs.Mount{{Destination: "/x", Source: "/y", Options: []string{"bind", "size=1"}}}
-		}},
 		{"neither a filesystem nor", errs.Invalid, func(o *Options) { o.Spec.Mounts = []specs.Mount{{Destination: "/x", Type: "none"}} }},
 		{"source /none: no such file or directory", errs.Unknown, func(o *Options) {
 			o.Spec.Mounts = []specs.Mount{{Destination: "/x", Source: "/none", Options: []string{"bind"}}}
@@ -397,6 +407,23 @@ func TestRefused(t *testing.T) {
 		{`startContainer hook #0: path "x" is not absolute`, errs.Invalid, func(o *Options) { o.Spec.Hooks = &specs.Hooks{StartContainer: []specs.Hook{{Path: "x"}}} }},
 		{"poststop hook #1: timeout 0 is not above zero", errs.Invalid, func(o *Options) {
 			o.Spec.Hooks = &specs.Hooks{Poststop: []specs.Hook{{Path: "/x"}, {Path: "/y", Timeout: new(int)}}}
+		}},
+		{"without a NET namespace", errs.Invalid, func(o *Options) { o.Spec.Linux.NetDevices = map[string]specs.LinuxNetDevice{"eth0": {}} }},
+		{`invalid network device name "a/b"`, errs.Invalid, func(o *Options) {
+			addNS(o.Spec, specs.NetworkNamespace)
+			o.Spec.Linux.NetDevices = map[string]specs.LinuxNetDevice{"eth0": {Name: "a/b"}}
+		}},
+		{`personality: domain "X"`, errs.Invalid, func(o *Options) { o.Spec.Linux.Personality = &specs.LinuxPersonality{Domain: "X"} }},
+		{`personality: flag "X"`, errs.Invalid, func(o *Options) {
+			o.Spec.Linux.Personality = &specs.LinuxPersonality{Domain: specs.PerLinux, Flags: []specs.LinuxPersonalityFlag{"X"}}
+		}},
+		{"mode MPOL_BIND needs nodes", errs.Invalid, func(o *Options) { o.Spec.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolBind} }},
+		{"takes no nodes", errs.Invalid, func(o *Options) {
+			o.Spec.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolDefault, Nodes: "0"}
+		}},
+		{`mode "X" is unknown`, errs.Invalid, func(o *Options) { o.Spec.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: "X"} }},
+		{`flag "X" is unknown`, errs.Invalid, func(o *Options) {
+			o.Spec.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolDefault, Flags: []specs.MemoryPolicyFlagType{"X"}}
 		}},
 		{"-1:0 is no device number", errs.Invalid, func(o *Options) {
 			o.Spec.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/x", Type: "c", Major: -1}}

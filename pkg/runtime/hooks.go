@@ -86,14 +86,15 @@ func (c *compiler) planHooks(o *Options, b *build) error {
 	if err := CheckHooks(h); err != nil {
 		return fmt.Errorf("container %s: %w", o.ID, err)
 	}
+	c.req.Stop = len(o.Spec.Linux.NetDevices) > 0 // moved from outside, like what the launcher's hooks do
 	if h == nil {
 		return nil
 	}
 	p := &b.hooks
 	p.container, p.start, p.late = h.CreateContainer, h.StartContainer, b.ns.late()
 	p.procfs, p.env = num(c.procfs), o.Spec.Process.Env
-	c.req.Stop = len(h.Prestart)+len(h.CreateRuntime) > 0 //nolint:staticcheck // prestart is deprecated, and in use
-	p.host = c.req.Stop || len(p.container) > 0
+	p.host = len(h.Prestart)+len(h.CreateRuntime)+len(p.container) > 0  //nolint:staticcheck // prestart is deprecated, and in use
+	c.req.Stop = c.req.Stop || len(h.Prestart)+len(h.CreateRuntime) > 0 //nolint:staticcheck // prestart is deprecated, and in use
 	if p.host && o.Spec.Root == nil {
 		return errs.New(errs.Invalid, "container %s: hooks need root.path, where they find the root filesystem", o.ID)
 	}
@@ -128,7 +129,12 @@ func (c *compiler) planHookFiles(o *Options, b *build) error {
 	}
 	var err error
 	if len(p.container) > 0 {
-		if p.containerState, err = c.hookState(o, b, specs.StateCreating); err != nil {
+		// By the specification's word the container is created by now. A state without a pid is of an earlier one.
+		status := specs.ContainerState(specs.StateCreated)
+		if p.late {
+			status = specs.StateCreating
+		}
+		if p.containerState, err = c.hookState(o, b, status); err != nil {
 			return err
 		}
 	}

@@ -37,6 +37,7 @@ type mountPlan struct {
 	tree   int    // child descriptor of mountTree
 	isDir  bool   // of mountTree
 	late   bool   // read-only only when everything below is mounted
+	anew   bool   // of mountTree: cloned when it is its turn, which is the order that /proc/self/mountinfo shows
 }
 
 // localTypes are the filesystems whose contents depend on the namespaces of whoever mounts them, and
@@ -114,8 +115,8 @@ func (c *compiler) planMount(o *Options, b *build, m *specs.Mount, tree *os.File
 	case opts.remount:
 		plan.kind = mountRemount
 	case bind:
-		if len(opts.data) > 0 {
-			return errs.New(errs.Invalid, "bind mounts have no filesystem options, got %q", opts.data)
+		if len(opts.data) > 0 { // the kernel ignores them too
+			c.warn("mount %s: a bind mount has no filesystem options: %s", m.Destination, strings.Join(opts.data, ","))
 		}
 		return c.planTree(o, b, m, plan, tree)
 	case m.Type == "cgroup" || m.Type == "cgroup2":

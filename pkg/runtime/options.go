@@ -62,6 +62,8 @@ type Options struct {
 	// hooks see the host's files (prestart, createRuntime, createContainer) starts in a copy of it, with its
 	// root filesystem at Spec.Root.Path, which must be a directory there.
 	HostMounts *os.File
+	// RdtTasks are the files of resctrl groups that the process joins (Rdt.Make).
+	RdtTasks []*os.File
 	// HookOutput are opened for appending and receive what the last createContainer or startContainer hook
 	// wrote. Nil: files in memory, which Explain reads.
 	HookOutput [2]*os.File

@@ -71,8 +71,11 @@ func (c *compiler) plan(o *Options, b *build) error {
 	if err := c.planNamespaces(l.Namespaces, o.Namespaces, &b.ns); err != nil {
 		return fmt.Errorf("container %s: %w", o.ID, err)
 	}
-	if b.ns.all()&unix.CLONE_NEWNS == 0 || b.ns.joined&unix.CLONE_NEWNS != 0 {
-		return errs.New(errs.Unsupported, "container %s: a container needs a mount namespace of its own", o.ID)
+	if !b.ns.has(unix.CLONE_NEWNS) {
+		return errs.New(errs.Unsupported, "container %s: a container needs a mount namespace: in the host's its mounts would outlive it", o.ID)
+	}
+	if b.ns.entered&unix.CLONE_NEWNS != 0 {
+		return errs.New(errs.Unsupported, "container %s: a mount namespace cannot be joined together with a new user namespace", o.ID)
 	}
 	c.latePID = b.ns.late()
 	b.userns = b.ns.all()&unix.CLONE_NEWUSER != 0
@@ -82,6 +85,12 @@ func (c *compiler) plan(o *Options, b *build) error {
 	var err error
 	if b.tasks, err = c.planCgroupPlace(o.Cgroup); err != nil {
 		return err
+	}
+	for _, f := range o.RdtTasks {
+		b.tasks = append(b.tasks, c.files.add(f, false))
+	}
+	if err := CheckNetDevices(l); err != nil {
+		return fmt.Errorf("container %s: %w", o.ID, err)
 	}
 	if err := c.planProcfs(); err != nil {
 		return err
@@ -268,7 +277,7 @@ func (c *compiler) contents(o *Options, b *build) error {
 	return c.process(&processPlan{
 		proc: spec.Process, filter: b.filter, gate: o.Gate, clamp: o.Clamp, userns: b.userns, uidMaps: b.uidMaps, gidMaps: b.gidMaps,
 		nested: b.ns.late(), keyring: !o.NoKeyring, extra: b.extra, stdioOwner: o.StdioOwner,
-		personality: l.Personality, create: true, hooks: &b.hooks,
+		personality: l.Personality, memory: l.MemoryPolicy, create: true, hooks: &b.hooks,
 	})
 }
 

@@ -23,6 +23,7 @@ type processPlan struct {
 	uidMaps, gidMaps []specs.LinuxIDMapping
 	extra            []int // child descriptors of what becomes 3 and up
 	personality      *specs.LinuxPersonality
+	memory           *specs.LinuxMemoryPolicy
 	hooks            *hooksPlan // nil or with startContainer hooks
 
 	gate, clamp, keyring, stdioOwner bool
@@ -57,7 +58,9 @@ func (c *compiler) process(pl *processPlan) error {
 	if err := c.scheduling(pl.proc, !pl.create); err != nil {
 		return fmt.Errorf("container %s: %w", c.id, err)
 	}
-	c.attributes(pl)
+	if err := c.attributes(pl); err != nil {
+		return fmt.Errorf("container %s: %w", c.id, err)
+	}
 	if pl.hooked() {
 		c.keepHooks(pl.hooks)
 	}
@@ -204,18 +207,16 @@ func (c *compiler) apparmor(what, profile string) {
 }
 
 // attributes sets what is the process's own and survives the exec.
-func (c *compiler) attributes(pl *processPlan) {
+func (c *compiler) attributes(pl *processPlan) error {
 	if pl.keyring {
 		c.p.Subject("join the session keyring")
 		c.p.Call(unix.SYS_KEYCTL, num(unix.KEYCTL_JOIN_SESSION_KEYRING), c.p.Str("_ses."+c.id), nilp, nilp, nilp).Accept(unix.ENOSYS)
 	}
-	if pl.personality != nil {
-		c.p.Subject("set the personality")
-		var domain uint64
-		if pl.personality.Domain == specs.PerLinux32 {
-			domain = 8
-		}
-		c.p.Call(unix.SYS_PERSONALITY, num(domain))
+	if err := c.setPersonality(pl.personality); err != nil {
+		return err
+	}
+	if err := c.memoryPolicy(pl.memory); err != nil {
+		return err
 	}
 	umask := uint32(0o022)
 	if u := pl.proc.User.Umask; u != nil {
@@ -223,6 +224,7 @@ func (c *compiler) attributes(pl *processPlan) {
 	}
 	c.p.Subject("set the umask")
 	c.p.Call(unix.SYS_UMASK, num(umask))
+	return nil
 }
 
 // closeFiles closes everything that neither the user's program nor the rest of this one needs. What stays

@@ -180,6 +180,7 @@ func setDevices(t *txn, res *specs.LinuxResources) error {
 type filter struct {
 	allow  bool
 	except map[devices]access
+	order  []devices // of except, as the rules have it
 }
 
 // build applies the rules one after the other, as the kernel would. What v1 cannot say, an exception from
@@ -188,7 +189,7 @@ func build(rules []rule) (filter, error) {
 	f := filter{except: map[devices]access{}}
 	for _, r := range rules {
 		if r.kind == 'a' && r.access == mayAll {
-			f = filter{r.allow, map[devices]access{}}
+			f = filter{allow: r.allow, except: map[devices]access{}}
 			continue
 		}
 		kinds := []byte{r.kind}
@@ -208,6 +209,7 @@ func build(rules []rule) (filter, error) {
 func (f *filter) apply(r rule) error {
 	if r.allow != f.allow {
 		f.except[r.devices] |= r.access
+		f.order = append(f.order, r.devices)
 		return nil
 	}
 	for e, a := range f.except {
@@ -245,6 +247,7 @@ func parseFilter(text string) filter {
 		if n, err := strconv.ParseInt(minor, 10, 64); err == nil {
 			d.minor = n
 		}
+		f.order = append(f.order, d)
 		for _, c := range w[2] {
 			if i := strings.IndexRune("mrw", c); i >= 0 {
 				f.except[d] |= 1 << i
@@ -254,8 +257,8 @@ func parseFilter(text string) filter {
 	return f
 }
 
-// setDevices1 changes v1's filter from what it is to what the rules say, allowing before denying, so that
-// running processes lose nothing meanwhile that they are to keep.
+// setDevices1 changes v1's filter from what it is to what the rules say, in their order, allowing before
+// denying, so that running processes lose nothing meanwhile that they are to keep.
 func setDevices1(t *txn, d dir, rules []rule) error {
 	want, err := build(rules)
 	if err != nil {
@@ -281,12 +284,14 @@ func transition(d dir, have, want filter) error {
 				return err
 			}
 		}
-		have = filter{want.allow, nil}
+		have = filter{allow: want.allow}
 	}
 	var more, less []string
-	for e, a := range want.except {
-		if a &^= have.except[e]; a != 0 {
+	told := map[devices]bool{}
+	for _, e := range want.order {
+		if a := want.except[e] &^ have.except[e]; a != 0 && !told[e] {
 			more = append(more, e.String()+" "+a.String())
+			told[e] = true
 		}
 	}
 	for e, a := range have.except {
@@ -294,7 +299,6 @@ func transition(d dir, have, want filter) error {
 			less = append(less, e.String()+" "+a.String())
 		}
 	}
-	slices.Sort(more)
 	slices.Sort(less)
 	for _, line := range more {
 		if err := d.write(files[!want.allow], line); err != nil {

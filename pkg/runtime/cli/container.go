@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cri-server/cri-server/pkg/fault"
+	"github.com/cri-server/cri-server/pkg/runtime"
 	"github.com/cri-server/cri-server/pkg/runtime/cgroup"
 )
 
@@ -55,6 +56,8 @@ type record struct {
 	NoPivot   bool `json:"noPivot,omitempty"`
 	NoKeyring bool `json:"noNewKeyring,omitempty"`
 	Extra     int  `json:"preserved,omitempty"` // descriptors
+
+	Rdt *runtime.Rdt `json:"rdt,omitempty"` // resctrl groups, named before they are made
 }
 
 // recordVersion is that of the format; a reader refuses what is newer.
@@ -239,6 +242,9 @@ func (c *container) destroy(ctx context.Context) error {
 		return err
 	}
 	if err := g.Delete(ctx); err != nil {
+		return err
+	}
+	if err := c.Rdt.Remove(); err != nil {
 		return err
 	}
 	for i := len(c.Above) - 1; i >= 0; i-- {

@@ -21,6 +21,7 @@ import (
 	"github.com/cri-server/cri-server/pkg/runtime"
 	"github.com/cri-server/cri-server/pkg/runtime/cgroup"
 	"github.com/cri-server/cri-server/pkg/runtime/launch"
+	"github.com/cri-server/cri-server/pkg/sys"
 )
 
 // teardown bounds the removal of a container: a process in an uninterruptible wait must not hold the
@@ -50,6 +51,7 @@ type creation struct {
 	prep    *runtime.Prepared
 	proc    *launch.Process
 	console *console
+	rdt     []*os.File     // tasks files of resctrl groups
 	signals chan os.Signal // for the container's process, when we stay
 }
 
@@ -164,6 +166,7 @@ func (cr *creation) read() error {
 	if err := runtime.CheckHooks(cr.config.Hooks); err != nil {
 		return err
 	}
+	cr.dropLabels()
 	return checkTerminal(cr.config.Process.Terminal, cr.detach, cr.consoleSocket)
 }
 
@@ -269,6 +272,9 @@ func (cr *creation) intend() error {
 		}
 	}
 	slices.Reverse(cr.c.Above)
+	if cr.c.Rdt, err = runtime.PlanRdt(cr.id, cr.config.Linux.IntelRdt); err != nil {
+		return err
+	}
 	data, err := json.Marshal(cr.config)
 	if err != nil {
 		return err
@@ -327,6 +333,9 @@ func (cr *creation) prepare() error {
 	if err != nil {
 		return err
 	}
+	if cr.rdt, err = cr.c.Rdt.Make(cr.config.Linux.IntelRdt); err != nil {
+		return err
+	}
 	cr.c.NoPivot, cr.c.NoKeyring, cr.c.Extra = cr.noPivot, cr.noKeyring, len(extra)
 	cr.prep, err = runtime.Prepare(context.Background(), cr.options(extra, out))
 	if err == nil {
@@ -342,7 +351,7 @@ func (cr *creation) options(extra []*os.File, out [2]*os.File) runtime.Options {
 	return runtime.Options{
 		ID: cr.id, Spec: cr.config, Bundle: cr.bundle, Cgroup: cr.group, Gate: true, NoPivot: cr.noPivot,
 		NoKeyring: cr.noKeyring, ExtraFiles: extra, StdioOwner: true,
-		Detached: !cr.stays, HookOutput: out,
+		Detached: !cr.stays, HookOutput: out, RdtTasks: cr.rdt,
 	}
 }
 
@@ -402,6 +411,7 @@ func (cr *creation) launch() error {
 		cr.proc, err = launch.StartDetached(cr.c.file, &cr.prep.Request, cr.prep.Files, cr.console.stdio)
 	}
 	cr.console.started()
+	sys.CloseAll(cr.rdt)
 	if err != nil {
 		return cr.prep.Explain(err)
 	}

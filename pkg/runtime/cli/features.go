@@ -35,12 +35,14 @@ func known() *features.Features {
 				Archs: words(seccomp.Archs()), KnownFlags: words(seccomp.Flags()), SupportedFlags: words(seccomp.Flags())},
 			Apparmor:        &features.Apparmor{Enabled: &yes},
 			Selinux:         &features.Selinux{Enabled: &yes},
-			IntelRdt:        &features.IntelRdt{Enabled: &no},
+			IntelRdt:        &features.IntelRdt{Enabled: &yes, Schemata: &yes, Monitoring: &yes},
 			MountExtensions: &features.MountExtensions{IDMap: &features.IDMap{Enabled: &yes}},
-			NetDevices:      &features.NetDevices{Enabled: &no},
+			NetDevices:      &features.NetDevices{Enabled: &yes},
 		},
 		Annotations: map[string]string{"org.opencontainers.runc.checkpoint.enabled": "false"},
 	}
+	f.Linux.MemoryPolicy = &features.MemoryPolicy{}
+	f.Linux.MemoryPolicy.Modes, f.Linux.MemoryPolicy.Flags = runtime.MemoryPolicies()
 	for _, n := range []specs.LinuxNamespaceType{specs.CgroupNamespace, specs.IPCNamespace, specs.MountNamespace, specs.NetworkNamespace,
 		specs.PIDNamespace, specs.TimeNamespace, specs.UserNamespace, specs.UTSNamespace} {
 		f.Linux.Namespaces = append(f.Linux.Namespaces, string(n))

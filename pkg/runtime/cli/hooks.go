@@ -13,6 +13,8 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/cri-server/cri-server/pkg/runtime"
 )
 
 // Points in a container's life at which hooks of the runtime's namespaces run.
@@ -38,18 +40,34 @@ func (c *container) hookOutput(h *specs.Hooks) (out [2]*os.File, err error) {
 	return out, nil
 }
 
-// hooksInBetween runs the hooks that are due while the program waits in the launcher's root, and lets it go
-// on to its gate.
+// hooksInBetween moves network devices and runs the hooks that are due while the program waits in the
+// launcher's root, and lets it go on to its gate.
 func (cr *creation) hooksInBetween() error {
 	if !cr.prep.Request.Stop {
 		return nil
 	}
 	cr.c.Pid = cr.proc.Pid
-	if err := cr.c.runHooks(cr.config.Hooks, statusCreating, hooksBefore); err != nil {
+	err := cr.moveNetDevices()
+	if err == nil {
+		err = cr.c.runHooks(cr.config.Hooks, statusCreated, hooksBefore)
+	}
+	if err != nil {
 		_ = cr.proc.Close()
 		return err
 	}
 	return cr.prep.Explain(cr.proc.Continue())
+}
+
+func (cr *creation) moveNetDevices() error {
+	if len(cr.config.Linux.NetDevices) == 0 {
+		return nil
+	}
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", cr.proc.Pid))
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	return runtime.MoveNetDevices(cr.config.Linux.NetDevices, ns)
 }
 
 // started runs poststart hooks. The process is to be killed when one fails (runtime.md, lifecycle, step 9).

@@ -93,8 +93,8 @@ func TestHookPlaces(t *testing.T) {
 			pid              int
 			seen             string
 		}{
-			{dir + "/prestart", "creating", outside, st.Pid, dir}, {dir + "/createRuntime", "creating", outside, st.Pid, dir},
-			{dir + "/createContainer", "creating", inside, inner, dir}, {rootfs + "/startContainer", "created", inside, inner, "/etc/inside"},
+			{dir + "/prestart", "created", outside, st.Pid, dir}, {dir + "/createRuntime", "created", outside, st.Pid, dir},
+			{dir + "/createContainer", "created", inside, inner, dir}, {rootfs + "/startContainer", "created", inside, inner, "/etc/inside"},
 			{dir + "/poststart", "running", outside, st.Pid, dir}, {dir + "/poststop", "stopped", outside, 0, dir},
 		} {
 			s := readSaw(t, want.file)

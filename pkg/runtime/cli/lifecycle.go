@@ -97,7 +97,7 @@ func (c *container) explain(failure error) error {
 	}
 	again, err := runtime.Prepare(context.Background(), runtime.Options{
 		ID: c.ID, Spec: spec, Bundle: c.Bundle, Cgroup: g, Gate: true, StdioOwner: true, Detached: true, HookOutput: out,
-		NoPivot: c.NoPivot, NoKeyring: c.NoKeyring, ExtraFiles: slices.Repeat([]*os.File{os.Stdin}, c.Extra),
+		RdtTasks: slices.Repeat([]*os.File{os.Stdin}, c.Rdt.Groups()), NoPivot: c.NoPivot, NoKeyring: c.NoKeyring, ExtraFiles: slices.Repeat([]*os.File{os.Stdin}, c.Extra),
 	})
 	if err != nil {
 		return failure

@@ -187,6 +187,9 @@ func (s *server) launch(c *container, m *wire.Start, req *launch.Request, files 
 
 // spawn is launch.Start, counted: while a start is in flight, exits of unknown children are left alone.
 func (s *server) spawn(req *launch.Request, files []*os.File, stdio [3]*os.File) (*launch.Process, error) {
+	if req.Stop {
+		return nil, errs.New(errs.Unsupported, "a shim runs no prestart or createRuntime hooks and moves no network devices")
+	}
 	s.mu.Lock()
 	s.inflight++
 	s.mu.Unlock()
