@@ -150,6 +150,10 @@ func (p *Process) atGate(req *Request) error {
 	if err == nil {
 		_, err = p.follow()
 	}
+	if p.gate != nil { // Release has nothing to do any more
+		p.gate.Close()
+		p.gate = nil
+	}
 	return err
 }
 
