@@ -85,7 +85,9 @@ func (r *runner) run(cmd *cobra.Command) (code int, err error) {
 	if r.logs, err = os.MkdirTemp("", "cri-server-run-"); err != nil {
 		return 0, err
 	}
-	defer os.RemoveAll(r.logs)
+	if !r.o.keep { // a container that is kept goes on writing there, and "logs" reads it
+		defer os.RemoveAll(r.logs)
+	}
 	defer func() { err = errors.Join(err, r.clean(ctx)) }()
 	if err := r.create(ctx); err != nil {
 		return 0, err
