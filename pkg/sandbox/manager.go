@@ -57,14 +57,16 @@ type Manager struct {
 	closing sync.Mutex
 	lock    *os.File // flock on the state
 
-	snap   atomic.Pointer[snapshot]
-	mu     sync.Mutex // one commit at a time
-	events broker
-	ops    opLocks
-	trims  sync.RWMutex // cgroups above pods are not removed while a pod is put below them
-	joins  flights
-	trash  *trashman
-	live   liveSet
+	snap    atomic.Pointer[snapshot]
+	mu      sync.Mutex         // one commit at a time
+	write   func(change) error // writeRecord, but for tests
+	ballast ballast
+	events  broker
+	ops     opLocks
+	trims   sync.RWMutex // cgroups above pods are not removed while a pod is put below them
+	joins   flights
+	trash   *trashman
+	live    liveSet
 }
 
 // Close ends the manager and waits for what it was doing. Pods go on: their shims keep them. Without any, the

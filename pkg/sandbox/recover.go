@@ -40,6 +40,9 @@ func Open(ctx context.Context, cfg Config, images Images, nets Networks, shims S
 		m.logger(ctx).Info("Recovered state", "plan", plan.String())
 	}
 	m.apply(ctx, plan)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.ballast.fill()
 	return m, nil
 }
 
@@ -54,11 +57,12 @@ func newManager(cfg Config, images Images, nets Networks, shims Shims) (*Manager
 	m := &Manager{cfg: cfg, dirs: layout{cfg.Root, cfg.State}, images: images, nets: nets, shims: shims, trash: newTrashman()}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	m.snap.Store(emptySnapshot())
+	m.write, m.ballast.path = m.writeRecord, m.dirs.ballast()
 	return m, nil
 }
 
 func (m *Manager) makeDirs() error {
-	for _, d := range []string{m.dirs.pods(), m.dirs.runs()} {
+	for _, d := range []string{m.dirs.pods(), m.dirs.runs(), m.dirs.rootTrash(), m.dirs.stateTrash()} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return fmt.Errorf("make state directory: %w", err)
 		}

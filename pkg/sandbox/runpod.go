@@ -159,7 +159,12 @@ func (j *runJob) intent(context.Context) error {
 		return fmt.Errorf("make run directory: %w", err)
 	}
 	rec := *r
-	return j.m.insert(change{pod: &rec})
+	err := j.m.insert(change{pod: &rec})
+	if err != nil { // nothing says that these are there: not one may stay
+		_ = os.Remove(j.m.dirs.run(r.ID))
+		_ = os.RemoveAll(j.m.dirs.pod(r.ID))
+	}
+	return err
 }
 
 // inheritMade takes on the parents that another pod made: whoever goes last removes them.

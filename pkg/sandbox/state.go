@@ -58,7 +58,7 @@ func (m *Manager) commit(c change) error {
 	if m.ctx.Err() != nil {
 		return errClosing()
 	}
-	if err := m.writeRecord(c); err != nil {
+	if err := m.record(c); err != nil {
 		return err
 	}
 	old := m.snap.Load()
