@@ -1,6 +1,10 @@
 package runtime
 
 import (
+	"os"
+	"slices"
+	"strings"
+
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -74,6 +78,9 @@ func (c *compiler) enterRoot(o *Options, b *build) error {
 	c.p.Subject("enter the root filesystem")
 	c.p.Call(unix.SYS_FCHDIR, root)
 	if o.NoPivot {
+		if err := c.uncover(); err != nil {
+			return err
+		}
 		c.p.Call(unix.SYS_CHROOT, c.p.Str("."))
 	} else {
 		c.pivot()
@@ -93,6 +100,36 @@ func (c *compiler) enterRoot(o *Options, b *build) error {
 		c.setattr(root, 0, unix.MOUNT_ATTR_RDONLY, 0, 0)
 	}
 	return nil
+}
+
+// uncover takes the host's procfs and sysfs out of a mount namespace that keeps the host's root: a user
+// namespace inside may mount what it can see unmasked, mounts behind a chroot too. In a user namespace the
+// mounts of the host cannot be taken off.
+func (c *compiler) uncover() error {
+	mountinfo, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	c.p.Subject("unmount the host's proc and sysfs")
+	for _, dir := range slices.Backward(kernelMounts(string(mountinfo))) {
+		for range 2 { // something of ours may be on top
+			c.p.Call(unix.SYS_UMOUNT2, c.p.Str(dir), num(unix.MNT_DETACH)).Accept()
+		}
+	}
+	return nil
+}
+
+// kernelMounts lists where procfs and sysfs are mounted.
+func kernelMounts(mountinfo string) []string {
+	var out []string
+	for line := range strings.Lines(mountinfo) {
+		before, after, ok := strings.Cut(line, " - ")
+		f := strings.Fields(before)
+		if fstype, _, _ := strings.Cut(after, " "); ok && len(f) > 4 && (fstype == "proc" || fstype == "sysfs") {
+			out = append(out, strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(f[4]))
+		}
+	}
+	return out
 }
 
 // pivot puts the old root on top of the new one, which is the working directory, and takes it off again.

@@ -136,3 +136,14 @@ func TestHostID(t *testing.T) {
 		t.Error("without mappings an id is itself")
 	}
 }
+
+func TestKernelMounts(t *testing.T) {
+	got := kernelMounts(`22 1 0:20 / /proc rw,nosuid - proc proc rw
+23 1 0:21 / /sys rw shared:1 - sysfs sysfs rw
+24 1 0:22 / /tmp rw - tmpfs proc rw
+25 1 0:20 / /a\040b rw - proc none rw
+torn`)
+	if want := []string{"/proc", "/sys", "/a b"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
