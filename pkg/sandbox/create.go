@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -214,6 +215,9 @@ func (j *createJob) translate(ctx context.Context) error {
 		return err
 	}
 	j.spec, j.vols = out.Spec, out.ImageVolumes
+	if err := j.m.placeHooks(j.rec.PodID, j.rec.ID, j.spec); err != nil {
+		return err
+	}
 	j.rec.User.M, j.rec.StopSignal = out.User, out.StopSignal
 	for _, mnt := range out.Mounts {
 		j.rec.Mounts = append(j.rec.Mounts, message[*cri.Mount]{mnt})
@@ -258,6 +262,11 @@ func volumeError(err error) error { return &volumeFailure{err} }
 func (j *createJob) writeBundle(context.Context) error {
 	if err := os.MkdirAll(j.m.dirs.bundle(j.rec.PodID, j.rec.ID), 0o700); err != nil {
 		return fmt.Errorf("make bundle: %w", err)
+	}
+	if j.spec.Root.Path != "" { // hooks find the root filesystem there
+		if err := os.Mkdir(j.spec.Root.Path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("make bundle: %w", err)
+		}
 	}
 	return j.m.writeSpec(j.rec.PodID, j.rec.ID, j.spec)
 }

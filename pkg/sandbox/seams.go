@@ -151,6 +151,7 @@ type StartRequest struct {
 	ID, PodID  string
 	HolderPid  int
 	Spec       *specs.Spec
+	Bundle     string           // directory of its config.json, for hooks
 	HostIPC    bool             // /dev/shm is the host's
 	Rootfs     *os.File         // detached mount
 	Mounts     map[int]*os.File // index in Spec.Mounts -> detached tree

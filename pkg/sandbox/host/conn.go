@@ -96,9 +96,16 @@ func (k *conn) Start(ctx context.Context, r *sandbox.StartRequest) (int, error) 
 		return 0, err
 	}
 	defer closeAll(shm)
-	p, err := runtime.Prepare(ctx, runtime.Options{
-		ID: r.ID, Spec: r.Spec, Rootfs: r.Rootfs, MountFDs: mounts, Cgroup: g, Clamp: true, StdioOwner: true,
-	})
+	o := runtime.Options{
+		ID: r.ID, Spec: r.Spec, Bundle: r.Bundle, Rootfs: r.Rootfs, MountFDs: mounts, Cgroup: g, Clamp: true, StdioOwner: true,
+	}
+	if r.Spec.Hooks != nil { // they want the node's files, which the shim has not
+		if o.HostMounts, err = os.Open("/proc/self/ns/mnt"); err != nil {
+			return 0, err
+		}
+		defer o.HostMounts.Close()
+	}
+	p, err := runtime.Prepare(ctx, o)
 	if err != nil {
 		return 0, err
 	}

@@ -83,6 +83,7 @@ type rig struct {
 	onStep func(job, step string, took time.Duration, err error)
 	ref    string // of the busybox image
 	logs   string
+	cdi    oci.CDI
 }
 
 var rigs int // made so far: each has names of its own
@@ -132,7 +133,7 @@ func (r *rig) open() {
 	}
 	r.cfg = sandbox.Config{
 		Root: root, State: state, CgroupRoot: group,
-		Translate: sandbox.Translate{Defaults: *oci.NewDefaults(), Host: *oci.ProbeHost()},
+		Translate: sandbox.Translate{Defaults: *oci.NewDefaults(), Host: *oci.ProbeHost(), CDI: r.cdi},
 	}
 	r.cfg.OnStep = r.onStep
 	if r.mgr, err = sandbox.Open(r.ctx, r.cfg, r.images, r.nets, r.m); err != nil {
