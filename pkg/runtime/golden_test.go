@@ -155,6 +155,13 @@ var features = []struct {
 	{"joined-mounts", func(p *paper, o *Options) {
 		o.Namespaces = pidfds(p, specs.MountNamespace)
 	}},
+	{"shared-pid-helper", func(p *paper, o *Options) {
+		p.t.Setenv(sys.KernelEnv, "6.17")
+		sys.Reprobe()
+		addNS(o.Spec, specs.PIDNamespace)
+		o.Namespaces = pidfds(p, specs.PIDNamespace)
+		o.Spec.Mounts = []specs.Mount{{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "hidepid=2"}}}
+	}},
 	{"userns", func(_ *paper, o *Options) {
 		addNS(o.Spec, specs.UserNamespace)
 		o.Spec.Linux.UIDMappings, o.Spec.Linux.GIDMappings = maps, maps
@@ -307,7 +314,7 @@ func golden(t *testing.T, name string, p *paper, prepared *Prepared) {
 
 func newPaper(t *testing.T) *paper {
 	t.Cleanup(sys.Reprobe)
-	t.Setenv(sys.KernelEnv, "") // the golden programs are those of a new kernel
+	t.Setenv(sys.KernelEnv, "6.18") // the golden programs are those of a new kernel
 	sys.Reprobe()
 	return &paper{t: t, log: &strings.Builder{}, dir: t.TempDir(), own: hostCaps{bounding: 1<<41 - 1, last: 40}}
 }

@@ -99,7 +99,14 @@ func TestSharedPIDHidden(t *testing.T) {
 		}
 	}
 	os.WriteFile(root+"/stop", nil, 0o644)
-	if r := <-done; r.out != "end\n" {
-		t.Errorf("seen: %s %s", r.out, r.err)
+	r := <-done
+	for line := range strings.Lines(r.out) {
+		// The helper that older kernels need has the context it makes and the socket it sends it by.
+		if f := strings.Fields(line); line != "end\n" && !(len(f) == 3 && f[0] == "fd" && (strings.HasPrefix(f[2], "socket:") || f[2] == "anon_inode:[fscontext]")) {
+			t.Errorf("seen: %s", line)
+		}
+	}
+	if !strings.HasSuffix(r.out, "end\n") {
+		t.Errorf("the watcher: %s %s", r.out, r.err)
 	}
 }

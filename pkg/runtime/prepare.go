@@ -241,6 +241,7 @@ func (c *compiler) container(o *Options, b *build) error {
 	c.begin(b.tasks)
 	if b.ns.late() {
 		c.hide()
+		c.procContexts(b)
 	}
 	c.joinNamespaces(&b.ns)
 	c.clocks(o.Spec, &b.ns)

@@ -135,14 +135,15 @@ type compiler struct {
 	warnings []string
 	hints    map[int]hint
 
-	target  int  // child descriptor of the pidfd that exec joins
-	latePID bool // the PID namespace is joined, and entered last
-	procfs  int  // child descriptor of a detached procfs, 0 while there is none
-	dst     program.Slot
-	aux     program.Slot
-	mode    program.Slot // of a directory that is mounted on
-	moded   bool         // mode is there
-	buf     program.Buf
+	target   int            // child descriptor of the pidfd that exec joins
+	latePID  bool           // the PID namespace is joined, and entered last
+	contexts []program.Slot // filesystem contexts of its procfs mounts, in their order
+	procfs   int            // child descriptor of a detached procfs, 0 while there is none
+	dst      program.Slot
+	aux      program.Slot
+	mode     program.Slot // of a directory that is mounted on
+	moded    bool         // mode is there
+	buf      program.Buf
 }
 
 func newCompiler(id string, h host) *compiler {

@@ -20,12 +20,19 @@ const (
 	OverlayTrees                 // overlay layers that are detached (idmapped) mounts: 6.15
 	IdmapTmpfs                   // idmapped mounts of tmpfs: 6.3
 	PidfdInfo                    // PIDFD_GET_INFO tells the exit code: 6.15
-	ProcPidns                    // procfs takes the PID namespace as an option; programs find out for themselves
+	ProcPidns                    // procfs takes the PID namespace as an option: 6.18
 	OverlayAppend                // overlay layers one by one, lowerdir+ with fsconfig: 6.8
 	featureCount
 )
 
-var featureNames = [featureCount]string{"execmemfd", "mountontree", "overlayfds", "overlaytrees", "idmaptmpfs", "pidfdinfo", "procpidns"}
+// table has, for each feature, the name that KernelEnv knows it by and the kernel it came with.
+var table = [featureCount]struct {
+	name         string
+	major, minor int
+}{
+	ExecMemfd: {"execmemfd", 0, 0}, MountOnTree: {"mountontree", 6, 15}, OverlayFDs: {"overlayfds", 6, 13}, OverlayTrees: {"overlaytrees", 6, 15},
+	IdmapTmpfs: {"idmaptmpfs", 6, 3}, PidfdInfo: {"pidfdinfo", 6, 15}, ProcPidns: {"procpidns", 6, 18}, OverlayAppend: {"overlayappend", 6, 8},
+}
 
 // KernelEnv is the environment variable that takes features away: a list of names ("execmemfd",
 // "mountontree", …) or a kernel version ("5.15"), for tests of what older kernels need.
@@ -48,7 +55,7 @@ func Reprobe() { features.Store(uint32(probe(os.Getenv(KernelEnv)))) }
 // String is the name that KernelEnv knows the feature by.
 func (f Feature) String() string {
 	if f < featureCount {
-		return featureNames[f]
+		return table[f].name
 	}
 	return "unknown"
 }
@@ -58,10 +65,9 @@ func probe(without string) uint {
 	if a, b, ok := parseVersion(without); ok {
 		major, minor = a, b
 	}
-	since := [featureCount][2]int{{0, 0}, {6, 15}, {6, 13}, {6, 15}, {6, 3}, {6, 15}, {0, 0}}
 	var set uint
-	for f, v := range since {
-		if major > v[0] || major == v[0] && minor >= v[1] {
+	for f, t := range table {
+		if major > t.major || major == t.major && minor >= t.minor {
 			set |= 1 << f
 		}
 	}
@@ -69,8 +75,8 @@ func probe(without string) uint {
 		set &^= 1 << ExecMemfd
 	}
 	for _, name := range strings.Split(without, ",") {
-		for f, n := range featureNames {
-			if strings.TrimPrefix(name, "-") == n {
+		for f, t := range table {
+			if strings.TrimPrefix(name, "-") == t.name {
 				set &^= 1 << f
 			}
 		}

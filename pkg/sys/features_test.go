@@ -17,10 +17,26 @@ func TestProbe(t *testing.T) {
 		{"execmemfd,overlayfds", ExecMemfd, false},
 		{"execmemfd,overlayfds", OverlayFDs, false},
 		{"-mountontree", MountOnTree, false},
+		{"6.7", OverlayAppend, false},
+		{"6.8", OverlayAppend, true},
+		{"overlayappend", OverlayAppend, false},
+		{"6.17", ProcPidns, false},
+		{"6.18", ProcPidns, true},
 	} {
 		if got := probe(c.without)>>c.feature&1 != 0; got != c.possible {
 			t.Errorf("%s=%s: %v is %v", KernelEnv, c.without, c.feature, got)
 		}
+	}
+}
+
+// TestNames has a name for every feature: one without could not be taken away, or always would be.
+func TestNames(t *testing.T) {
+	seen := map[string]bool{}
+	for f := range featureCount {
+		if name := f.String(); name == "" || seen[name] {
+			t.Errorf("feature %d is named %q", f, name)
+		}
+		seen[f.String()] = true
 	}
 }
 

@@ -376,6 +376,19 @@ func (p *Program) SendFD() (Slot, func(sock Arg)) {
 	}
 }
 
+// RecvFD returns the slot that a descriptor is received in, and the function that adds the operations that
+// receive it from the socket at sock: one message with one descriptor, or they fail with EPIPE.
+func (p *Program) RecvFD() (Slot, func(sock Arg)) {
+	payload := p.words(0, 0)
+	iov := p.words(1, uint64(payload), 1)
+	cmsg := p.words(0, 0, 0, 0)
+	msg := p.words(1<<2|1<<4, 0, 0, uint64(iov), 1, uint64(cmsg), 24, 0)
+	return Slot(cmsg + 16), func(sock Arg) {
+		p.Call(unix.SYS_RECVMSG, sock, Arg{argAddr, uint64(msg)}, Int(unix.MSG_CMSG_CLOEXEC)).Want(1, unix.EPIPE)
+		p.Load(Arg{argSlot, uint64(cmsg) + 8}, 1<<64-1).Want(unix.SOL_SOCKET|unix.SCM_RIGHTS<<32, unix.EPIPE)
+	}
+}
+
 // Exit adds the end of the process.
 func (p *Program) Exit(status int) { p.Call(unix.SYS_EXIT_GROUP, Int(status)) }
 
