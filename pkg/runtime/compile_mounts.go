@@ -119,7 +119,11 @@ func (c *compiler) compileTree(root program.Arg, m *mountPlan) {
 		c.openFile(root, m.dest, c.dst)
 	}
 	if m.anew {
-		c.p.Call(unix.SYS_OPEN_TREE, num(m.tree), c.p.Str(""), num(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)).Save(c.aux)
+		const clone = unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_EMPTY_PATH | unix.AT_RECURSIVE
+		c.p.Call(unix.SYS_OPEN_TREE, num(m.tree), c.p.Str(""), num(clone)).Save(c.aux)
+		if m.opts.propagation == unix.MS_UNBINDABLE {
+			c.setattr(c.aux.Val(), unix.AT_RECURSIVE, 0, 0, unix.MS_UNBINDABLE)
+		}
 		c.attach(c.aux.Val(), c.dst)
 	} else {
 		c.attach(num(m.tree), c.dst)

@@ -15,12 +15,14 @@ import (
 func (c *compiler) filesystem(o *Options, b *build) error {
 	l := o.Spec.Linux
 	root := num(b.rootfs)
-	c.p.Subject("make the mounts of the launcher slaves")
-	c.p.Call(unix.SYS_MOUNT, nilp, c.p.Str("/"), nilp, num(unix.MS_REC|unix.MS_SLAVE), nilp)
+	if !b.onHost {
+		c.p.Subject("make the mounts of the launcher slaves")
+		c.p.Call(unix.SYS_MOUNT, nilp, c.p.Str("/"), nilp, num(unix.MS_REC|unix.MS_SLAVE), nilp)
+	}
 	void, null := c.p.Slot("void"), c.p.Slot("null")
 	// Every launcher has a /proc, which the program does not look at and which goes with the old root.
 	at, spare := "/", "/proc"
-	if b.hooks.host {
+	if b.hooks.host || b.onHost {
 		var err error
 		if at, err = hostRoot(o); err != nil {
 			return err
@@ -77,12 +79,15 @@ func (c *compiler) enterRoot(o *Options, b *build) error {
 	root := num(b.rootfs)
 	c.p.Subject("enter the root filesystem")
 	c.p.Call(unix.SYS_FCHDIR, root)
-	if o.NoPivot {
+	switch {
+	case b.onHost:
+		c.p.Call(unix.SYS_CHROOT, c.p.Str("."))
+	case o.NoPivot:
 		if err := c.uncover(); err != nil {
 			return err
 		}
 		c.p.Call(unix.SYS_CHROOT, c.p.Str("."))
-	} else {
+	default:
 		c.pivot()
 	}
 	c.p.Call(unix.SYS_CHDIR, c.p.Str("/"))

@@ -152,6 +152,18 @@ var features = []struct {
 		o.Spec.Mounts = []specs.Mount{{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "hidepid=2"}}}
 		o.Gate = true
 	}},
+	{"host-mounts", func(_ *paper, o *Options) {
+		o.Spec.Linux.Namespaces = nil
+		o.Spec.Linux.MaskedPaths = []string{"/proc/keys"}
+		o.HostVisible = true
+	}},
+	{"mounts-in-order", func(_ *paper, o *Options) {
+		o.Spec.Mounts = []specs.Mount{
+			{Destination: "/proc", Type: "proc", Source: "proc"},
+			{Destination: "/data", Type: "bind", Source: "/srv/data", Options: []string{"rbind", "unbindable"}},
+		}
+		o.InOrder = true
+	}},
 	{"joined-mounts", func(p *paper, o *Options) {
 		o.Namespaces = pidfds(p, specs.MountNamespace)
 	}},

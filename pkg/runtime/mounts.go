@@ -225,9 +225,10 @@ func (c *compiler) planAttrs(o *Options, b *build, m *specs.Mount, plan mountPla
 	}
 	plan.isDir = st.Mode&unix.S_IFMT == unix.S_IFDIR
 	opts := plan.opts
+	plan.anew = plan.anew || o.InOrder
 	// Private unless told otherwise: what is mounted below it here is nobody's business.
 	prop := opts.propagation
-	if prop == 0 {
+	if prop == 0 || plan.anew && prop == unix.MS_UNBINDABLE { // which could not be cloned
 		prop = unix.MS_PRIVATE
 	}
 	if err := c.host.setMount(tree, true, unix.MountAttr{Propagation: prop, Attr_set: opts.setRec, Attr_clr: opts.clrRec}); err != nil {

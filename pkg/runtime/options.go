@@ -46,6 +46,11 @@ type Options struct {
 	// Clamp reduces capabilities and hard limits that this process may not give to what it may; without
 	// it they are errors.
 	Clamp bool
+	// HostVisible allows a configuration without a mount namespace: its mounts are made at Spec.Root.Path in
+	// the launcher's, where the caller removes them, and the root filesystem is entered by chroot.
+	HostVisible bool
+	// InOrder keeps the order of Spec.Mounts in /proc/self/mountinfo too, which costs three calls a bind mount.
+	InOrder bool
 	// NoPivot enters the root filesystem by chroot, for root filesystems that pivot_root refuses.
 	NoPivot bool
 	// NoKeyring leaves the launcher's session keyring in place.

@@ -36,6 +36,7 @@ type build struct {
 	extra       []int // child descriptors of the container's own files
 	made        []madeUserns
 	hooks       hooksPlan
+	onHost      bool // the mounts are made in the launcher's mount namespace
 }
 
 // Prepare makes a program of a container's configuration and opens what it needs. It does not block on
@@ -71,7 +72,8 @@ func (c *compiler) plan(o *Options, b *build) error {
 	if err := c.planNamespaces(l.Namespaces, o.Namespaces, &b.ns); err != nil {
 		return fmt.Errorf("container %s: %w", o.ID, err)
 	}
-	if !b.ns.has(unix.CLONE_NEWNS) {
+	b.onHost = !b.ns.has(unix.CLONE_NEWNS)
+	if b.onHost && (!o.HostVisible || b.ns.create&unix.CLONE_NEWUSER != 0) {
 		return errs.New(errs.Unsupported, "container %s: a container needs a mount namespace: in the host's its mounts would outlive it", o.ID)
 	}
 	if b.ns.entered&unix.CLONE_NEWNS != 0 {

@@ -362,3 +362,12 @@ func TestEnviron(t *testing.T) {
 		t.Errorf("through a link that leads to itself the home is %s", got)
 	}
 }
+
+func TestCountMounts(t *testing.T) {
+	const mounts = "20 1 0:1 / / rw - ext4 /dev/x rw\n21 20 0:2 / /a\\040b rw - tmpfs t rw\n22 21 0:3 / /a\\040b rw - tmpfs t rw\n"
+	for dir, want := range map[string]int{"/": 1, "/a b": 2, "/a": 0} {
+		if got := countMounts(mounts, dir); got != want {
+			t.Errorf("%s: %d, want %d", dir, got, want)
+		}
+	}
+}

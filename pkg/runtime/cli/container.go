@@ -57,6 +57,10 @@ type record struct {
 	NoKeyring bool `json:"noNewKeyring,omitempty"`
 	Extra     int  `json:"preserved,omitempty"` // descriptors
 
+	// Without a mount namespace of its own: how many mounts were at Rootfs before ours.
+	OnHost  bool `json:"onHost,omitempty"`
+	Stacked int  `json:"stacked,omitempty"`
+
 	Rdt *runtime.Rdt `json:"rdt,omitempty"` // resctrl groups, named before they are made
 }
 
@@ -245,6 +249,9 @@ func (c *container) destroy(ctx context.Context) error {
 		return err
 	}
 	if err := c.Rdt.Remove(); err != nil {
+		return err
+	}
+	if err := c.unmount(); err != nil {
 		return err
 	}
 	for i := len(c.Above) - 1; i >= 0; i-- {

@@ -275,6 +275,11 @@ func (cr *creation) intend() error {
 	if cr.c.Rdt, err = runtime.PlanRdt(cr.id, cr.config.Linux.IntelRdt); err != nil {
 		return err
 	}
+	if cr.c.OnHost = !has(cr.config.Linux, specs.MountNamespace); cr.c.OnHost {
+		if cr.c.Stacked, err = mountsAt(cr.c.Rootfs); err != nil {
+			return err
+		}
+	}
 	data, err := json.Marshal(cr.config)
 	if err != nil {
 		return err
@@ -352,19 +357,17 @@ func (cr *creation) options(extra []*os.File, out [2]*os.File) runtime.Options {
 		ID: cr.id, Spec: cr.config, Bundle: cr.bundle, Cgroup: cr.group, Gate: true, NoPivot: cr.noPivot,
 		NoKeyring: cr.noKeyring, ExtraFiles: extra, StdioOwner: true,
 		Detached: !cr.stays, HookOutput: out, RdtTasks: cr.rdt,
+		HostVisible: true, InOrder: true,
 	}
 }
 
 // delegate finds the user who owns the container's cgroup: the root of its user namespace, where it has
 // that and a cgroup namespace, and may write to its cgroup mount (config-linux.md, cgroup ownership).
 func delegate(s *specs.Spec) (uint32, bool) {
-	has := func(t specs.LinuxNamespaceType) bool {
-		return slices.ContainsFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == t })
-	}
 	writable := slices.ContainsFunc(s.Mounts, func(m specs.Mount) bool {
 		return m.Destination == "/sys/fs/cgroup" && !slices.Contains(m.Options, "ro")
 	})
-	if !has(specs.UserNamespace) || !has(specs.CgroupNamespace) || !writable {
+	if !has(s.Linux, specs.UserNamespace) || !has(s.Linux, specs.CgroupNamespace) || !writable {
 		return 0, false
 	}
 	uid := s.Process.User.UID

@@ -174,3 +174,27 @@ func without(list []specs.LinuxNamespace, t specs.LinuxNamespaceType) []specs.Li
 	}
 	return out
 }
+
+// TestNoNamespaces runs a container that shares every namespace with us: its mounts go when it goes.
+func TestNoNamespaces(t *testing.T) {
+	b := newBench(t)
+	before, err := mountsAt(filepath.Join(b.bundle, "rootfs"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.config("c1", func(s *specs.Spec) { s.Linux.Namespaces, s.Hostname = nil, "" }, "sh", "-c", "readlink /proc/self/ns/mnt; ls /; sleep 1000")
+	b.ok("create", "--bundle", b.bundle, "c1")
+	var st shown
+	json.Unmarshal([]byte(b.ok("state", "c1")), &st)
+	ours, _ := os.Readlink("/proc/self/ns/mnt")
+	theirs, _ := os.Readlink("/proc/" + strconv.Itoa(st.Pid) + "/ns/mnt")
+	root, _ := os.Readlink("/proc/" + strconv.Itoa(st.Pid) + "/root")
+	if ours != theirs || root != filepath.Join(b.bundle, "rootfs") {
+		t.Errorf("mount namespace %s, ours is %s; root %s", theirs, ours, root)
+	}
+	b.ok("start", "c1")
+	b.ok("delete", "-f", "c1")
+	if after, err := mountsAt(filepath.Join(b.bundle, "rootfs")); err != nil || after != before {
+		t.Errorf("%d mounts, %v; there were %d", after, err, before)
+	}
+}

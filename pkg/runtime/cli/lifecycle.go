@@ -96,7 +96,7 @@ func (c *container) explain(failure error) error {
 		return failure
 	}
 	again, err := runtime.Prepare(context.Background(), runtime.Options{
-		ID: c.ID, Spec: spec, Bundle: c.Bundle, Cgroup: g, Gate: true, StdioOwner: true, Detached: true, HookOutput: out,
+		ID: c.ID, Spec: spec, Bundle: c.Bundle, Cgroup: g, Gate: true, StdioOwner: true, Detached: true, HookOutput: out, HostVisible: true, InOrder: true,
 		RdtTasks: slices.Repeat([]*os.File{os.Stdin}, c.Rdt.Groups()), NoPivot: c.NoPivot, NoKeyring: c.NoKeyring, ExtraFiles: slices.Repeat([]*os.File{os.Stdin}, c.Extra),
 	})
 	if err != nil {
