@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -188,6 +189,15 @@ func cleanHost(t *testing.T) {
 	sh(t, "nft", "flush", "ruleset")
 	if _, err := net.InterfaceByName("diff0"); err == nil {
 		sh(t, "ip", "link", "del", "diff0")
+	}
+	links, err := net.Interfaces()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range links { // of an attachment that failed: the kernel removes it some time after its namespace
+		if vethName.MatchString(l.Name) {
+			_ = exec.Command("ip", "link", "del", l.Name).Run() // it may have gone just now
+		}
 	}
 	for _, f := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
 		os.WriteFile("/proc/sys/net/"+f, []byte("0"), 0o644)
