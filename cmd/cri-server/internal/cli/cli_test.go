@@ -160,7 +160,7 @@ func run(t *testing.T, f *fake, stdin string, args ...string) (out, errOut strin
 	if f.streams, s = stream.Listen(stream.Config{}, fakeRuntime{}); s != nil {
 		t.Fatal(s)
 	}
-	go func() { _ = f.streams.Serve() }()
+	go func(s *stream.Server) { _ = s.Serve() }(f.streams) // f serves the next run by another
 	defer f.streams.Close()
 	path := filepath.Join(t.TempDir(), "s")
 	l, s := server.Listen(path)
