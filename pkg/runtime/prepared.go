@@ -50,17 +50,19 @@ func (p *Prepared) Explain(err error) error {
 	if !errors.As(err, &op) {
 		return err
 	}
-	if h := p.hints[op.Index]; h != nil {
-		return h(op.Errno)
-	}
 	subject, call := p.prog.What(op.Index)
-	if subject == "" {
+	if h := p.hints[op.Index]; h != nil {
+		err = h(op.Errno)
+	} else if subject != "" {
+		err = fmt.Errorf("%s (container %s): %s: %w", subject, p.id, call, op.Errno)
+	} else {
 		return fmt.Errorf("container %s: %w", p.id, err)
 	}
-	err = fmt.Errorf("%s (container %s): %s: %w", subject, p.id, call, op.Errno)
 	switch op.Errno {
 	case unix.ENOTDIR, unix.EISDIR, unix.ELOOP, unix.ENAMETOOLONG: // a path of the configuration, or of the image
-		return errs.With(errs.Invalid, err)
+		if errs.KindOf(err) == errs.Unknown {
+			return errs.With(errs.Invalid, err)
+		}
 	}
 	return err
 }
