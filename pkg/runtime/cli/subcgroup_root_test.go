@@ -5,8 +5,11 @@ package cli
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/cri-server/cri-server/pkg/runtime/cgroup"
 )
@@ -14,7 +17,9 @@ import (
 // TestExecCgroup puts processes into groups below the container's.
 func TestExecCgroup(t *testing.T) {
 	b := newBench(t)
-	b.config("c1", nil, "sleep", "1000")
+	b.config("c1", func(s *specs.Spec) { // on cgroup v2 the default has a cgroup namespace, which hides the path
+		s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.CgroupNamespace })
+	}, "sleep", "1000")
 	b.ok("run", "--detach", "--bundle", b.bundle, "c1")
 	defer b.ok("delete", "-f", "c1")
 	h, err := cgroup.Probe()
