@@ -3,16 +3,16 @@ package main
 import (
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"strings"
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cri-server/cri-server/internal/peer"
 )
 
 // target is one CRI server under measurement.
@@ -43,35 +43,13 @@ func dial(ctx context.Context, endpoint string, o *options) (*target, error) {
 		return nil, fmt.Errorf("%s: %w", endpoint, err)
 	}
 	t.name = v.RuntimeName + " " + v.RuntimeVersion
-	if t.pid, err = peer(path); err != nil {
+	if t.pid, err = peer.Pid(path); err != nil {
 		return nil, err
 	}
 	if _, err := t.img.PullImage(ctx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: o.image}}); err != nil {
 		return nil, fmt.Errorf("%s: pull %s: %w", t.name, o.image, err)
 	}
 	return t, nil
-}
-
-// peer returns the process that listens on the unix socket.
-func peer(path string) (int, error) {
-	c, err := net.Dial("unix", path)
-	if err != nil {
-		return 0, err
-	}
-	defer c.Close()
-	raw, err := c.(*net.UnixConn).SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	var cred *unix.Ucred
-	var cerr error
-	if err := raw.Control(func(fd uintptr) { cred, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
-		return 0, err
-	}
-	if cerr != nil {
-		return 0, cerr
-	}
-	return int(cred.Pid), nil
 }
 
 func (t *target) podConfig() *cri.PodSandboxConfig {

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -18,7 +17,7 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/cri-server/cri-server/internal/peer"
 )
 
 // insecure talks to the kubelet of this private node, whose certificate it signed itself.
@@ -183,7 +182,7 @@ func (n *node) killServer() error {
 		if err != nil {
 			return err
 		}
-		pid, err := peer(n.socket)
+		pid, err := peer.Pid(n.socket)
 		if err != nil {
 			return err
 		}
@@ -301,26 +300,4 @@ func (n *node) gone() error {
 		}
 		return err
 	})
-}
-
-// peer returns the process that listens on the unix socket.
-func peer(path string) (int, error) {
-	c, err := net.Dial("unix", path)
-	if err != nil {
-		return 0, err
-	}
-	defer c.Close()
-	raw, err := c.(*net.UnixConn).SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	var cred *unix.Ucred
-	var cerr error
-	if err := raw.Control(func(fd uintptr) { cred, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
-		return 0, err
-	}
-	if cerr != nil {
-		return 0, cerr
-	}
-	return int(cred.Pid), nil
 }
