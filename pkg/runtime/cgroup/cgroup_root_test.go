@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -18,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cri-server/cri-server/internal/testroot"
+	"github.com/cri-server/cri-server/pkg/errs"
 )
 
 func host(t *testing.T) *Host {
@@ -180,6 +182,59 @@ func TestRealUpdateUndone(t *testing.T) {
 	}
 	if s.Memory.Limit != 64<<20 || s.Pids.Limit != 20 {
 		t.Errorf("after a failed update: %+v %+v", s.Memory, s.Pids)
+	}
+}
+
+// TestRealNoRoom lowers the limit of a group that cannot do with less, and of one that can.
+func TestRealNoRoom(t *testing.T) {
+	h := host(t)
+	checked := func(limit int64) *specs.LinuxResources {
+		return &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: p(limit), Swap: p(limit), CheckBeforeUpdate: p(true)}}
+	}
+	file := filepath.Join(t.TempDir(), "ready")
+	for name, c := range map[string]struct {
+		fill string
+		room bool
+	}{
+		"memory":     {"x=$(head -c 30000000 /dev/zero | tr '\\0' x); : > " + file, false},
+		"page cache": {"dd if=/dev/zero of=" + file + ".tmp bs=1M count=40 conv=fsync 2> /dev/null; mv " + file + ".tmp " + file, true},
+	} {
+		g := real(t, h, "room")
+		if err := g.Apply(checked(128 << 20)); err != nil {
+			t.Fatal(err)
+		}
+		cmd := start(t, g, c.fill+"; while :; do sleep 1000; done")
+		for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(time.Millisecond) {
+			if _, err := os.Stat(file); err == nil {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: the group is not filled", name)
+			}
+		}
+		before, err := g.Stats()
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = g.Update(checked(20 << 20))
+		after, err2 := g.Stats()
+		if err2 != nil {
+			t.Fatal(err2)
+		}
+		if c.room && (err != nil || after.Memory.Limit != 20<<20) || !c.room && (!errs.Is(err, errs.Conflict) || after.Memory.Limit != 128<<20) {
+			t.Errorf("%s: %v; usage %d, limit %d", name, err, before.Memory.Usage, after.Memory.Limit)
+		}
+		if n, err := g.OOMKills(); n != 0 || err != nil {
+			t.Errorf("%s: %d killed, %v", name, n, err)
+		}
+		if err := g.Kill(limit(t)); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait()
+		if err := g.Delete(limit(t)); err != nil {
+			t.Fatal(err)
+		}
+		_ = os.Remove(file)
 	}
 }
 

@@ -11,10 +11,11 @@ import (
 // there; what is written, it remembers.
 type fake struct {
 	*Host
-	t    *testing.T
-	root string
-	log  strings.Builder
-	fail map[string]error // "op file": what the operation is to return, once
+	t      *testing.T
+	root   string
+	log    strings.Builder
+	fail   map[string]error // "op file": what the operation is to return, once
+	onFail func()           // what else it does then
 }
 
 // files are what a new cgroup of a hierarchy has, with what the kernel has in them.
@@ -35,7 +36,7 @@ var files = map[string]map[string]string{
 	"v2":        {"cgroup.subtree_control": "", "cgroup.controllers": "cpu cpuset io memory pids", "cgroup.events": "populated 0\nfrozen 0\n", "cgroup.freeze": "0", "cgroup.kill": "", "cpu.pressure": "some avg10=1.50 avg60=0.25 avg300=0.00 total=77\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=5\n"},
 	"v2.cpu":    {"cpu.weight": "100", "cpu.max": "max 100000", "cpu.max.burst": "0", "cpu.idle": "0", "cpu.stat": "usage_usec 10\nuser_usec 6\nsystem_usec 4\nnr_periods 5\nthrottled_usec 3\n"},
 	"v2.cpuset": {"cpuset.cpus": "", "cpuset.mems": ""},
-	"v2.memory": {"memory.max": "max", "memory.low": "0", "memory.high": "max", "memory.swap.max": "max", "memory.current": "8192", "memory.swap.current": "0", "memory.events": "low 0\nmax 2\noom_kill 7\n", "memory.stat": "anon 2048\nfile 4096\ninactive_file 192\nslab 5\nkernel_stack 6\n"},
+	"v2.memory": {"memory.max": "max", "memory.low": "0", "memory.high": "max", "memory.swap.max": "max", "memory.current": "8192", "memory.reclaim": "", "memory.swap.current": "0", "memory.events": "low 0\nmax 2\noom_kill 7\n", "memory.stat": "anon 2048\nfile 4096\ninactive_file 192\nslab 5\nkernel_stack 6\n"},
 	"v2.pids":   {"pids.max": "max", "pids.current": "4"},
 	"v2.io":     {"io.max": "", "io.weight": "default 100\n", "io.stat": "8:0 rbytes=10 wbytes=20 rios=1 wios=2\n"},
 	"every":     {"cgroup.procs": "", "tasks": ""},
@@ -77,6 +78,9 @@ func newFake(t *testing.T, mode Mode) *fake {
 		rel := strings.TrimPrefix(file, f.root+"/")
 		if err := f.fail[op+" "+rel]; err != nil {
 			delete(f.fail, op+" "+rel)
+			if f.onFail != nil {
+				f.onFail()
+			}
 			f.log.WriteString(op + " " + rel + " " + value + ": " + err.Error() + "\n")
 			return err
 		}
@@ -120,6 +124,13 @@ func (f *fake) populate(dir string, mode Mode) {
 func (f *fake) put(file, text string) {
 	f.t.Helper()
 	if err := os.WriteFile(filepath.Join(f.root, file), []byte(text), 0o644); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+func (f *fake) remove(file string) {
+	f.t.Helper()
+	if err := os.Remove(filepath.Join(f.root, file)); err != nil {
 		f.t.Fatal(err)
 	}
 }

@@ -178,6 +178,53 @@ func TestSwapAlone(t *testing.T) {
 	transcript(t, f.take(), "write unified/a/memory.swap.max 500")
 }
 
+// TestOverAlready: a limit that would kill is refused where the resources ask for it, after the kernel has taken back what it can.
+func TestOverAlready(t *testing.T) {
+	checked := func(limit, swap int64) *specs.LinuxResources {
+		return &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: p(limit), Swap: p(swap), CheckBeforeUpdate: p(true)}}
+	}
+	for name, c := range map[string]struct {
+		res     *specs.LinuxResources
+		prepare func(*fake)
+		refused string
+		want    string
+	}{
+		"room": {res: checked(8192, 0), want: "write unified/a/memory.max 8192"},
+		"nothing to be had": {checked(4096, 0), func(f *fake) { f.fail["write unified/a/memory.reclaim"] = unix.EAGAIN },
+			"the group uses 8192", "write unified/a/memory.reclaim 4096: resource temporarily unavailable"},
+		"enough to be had": {checked(4096, 0), func(f *fake) {
+			f.fail["write unified/a/memory.reclaim"] = unix.EAGAIN // nearly all
+			f.onFail = func() { f.put("unified/a/memory.current", "4000") }
+		}, "", "write unified/a/memory.reclaim 4096: resource temporarily unavailable\nwrite unified/a/memory.max 4096"},
+		"old kernel":             {checked(4096, 0), func(f *fake) { f.remove("unified/a/memory.reclaim") }, "the group uses 8000", "write unified/a/memory.reclaim 4096"},
+		"old kernel, page cache": {checked(8001, 0), func(f *fake) { f.remove("unified/a/memory.reclaim") }, "", "write unified/a/memory.reclaim 191\nwrite unified/a/memory.max 8001"},
+		"swap, nothing to be had": {checked(8192, 9000), func(f *fake) {
+			f.put("unified/a/memory.swap.current", "1000")
+			f.fail["write unified/a/memory.reclaim"] = unix.EAGAIN
+		}, "of memory and swap", "write unified/a/memory.reclaim 192: resource temporarily unavailable"},
+		"swap, not in this kernel": {checked(8192, 8192), func(f *fake) { f.remove("unified/a/memory.swap.current") }, "", "write unified/a/memory.swap.max 0\nwrite unified/a/memory.max 8192"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFake(t, V2)
+			g := f.group("/a")
+			if c.prepare != nil {
+				c.prepare(f)
+			}
+			err := g.Update(c.res)
+			if c.refused == "" && err != nil || c.refused != "" && (!errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), c.refused)) {
+				t.Errorf("got %v (%v), want %q", err, errs.KindOf(err), c.refused)
+			}
+			transcript(t, f.take(), c.want)
+		})
+	}
+	f := newFake(t, V1) // its kernel refuses by itself
+	g := f.group("/a")
+	f.fail["write memory/a/memory.limit_in_bytes"] = unix.EBUSY
+	if err := g.Update(checked(4096, 0)); !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "the group uses 8192") {
+		t.Errorf("v1: %v", err)
+	}
+}
+
 func TestUnified(t *testing.T) {
 	f := newFake(t, V2)
 	g := f.group("/a")
@@ -220,8 +267,6 @@ func TestRefused(t *testing.T) {
 	}{
 		"swap below limit":  {V2, specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: p(int64(2000)), Swap: p(int64(1000))}}, errs.Invalid, "less than the memory limit 2000"},
 		"swap and no limit": {V2, specs.LinuxResources{Memory: &specs.LinuxMemory{Swap: p(int64(1000))}}, errs.Invalid, "no limit to subtract"},
-		"over already":      {V2, specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: p(int64(4096)), CheckBeforeUpdate: p(true)}}, errs.Conflict, "the group uses 8192"},
-		"over already, v1":  {V1, specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: p(int64(4096)), CheckBeforeUpdate: p(true)}}, errs.Conflict, "the group uses 8192"},
 		"swappiness":        {V2, specs.LinuxResources{Memory: &specs.LinuxMemory{Swappiness: p(uint64(10))}}, errs.Unsupported, "swappiness"},
 		"swappiness 101":    {V1, specs.LinuxResources{Memory: &specs.LinuxMemory{Swappiness: p(uint64(101))}}, errs.Invalid, "0 to 100"},
 		"no oom killer":     {V2, specs.LinuxResources{Memory: &specs.LinuxMemory{DisableOOMKiller: p(true)}}, errs.Unsupported, "OOM killer"},

@@ -52,32 +52,69 @@ func setMemory(t *txn, res *specs.LinuxResources) error {
 	return setMemory1(t, d, m)
 }
 
-// checkUsage refuses, where the resources ask for it, a limit that the group is over already: setting it
-// would kill.
+// checkUsage refuses on v2, where the resources ask for it, a limit that the group is over and cannot be
+// brought below: setting it would kill. As v1's kernel does by itself, it takes back first what can be had.
 func checkUsage(d dir, m memory) error {
-	if !deref(m.CheckBeforeUpdate) || m.limit <= 0 && m.swap <= 0 {
+	if !d.tree.Unified || !deref(m.CheckBeforeUpdate) {
 		return nil
 	}
-	usage, err := d.uint(pick(d, "memory.usage_in_bytes", "memory.current"))
-	if err != nil {
-		return err
-	}
-	if m.limit > 0 && usage > uint64(m.limit) {
-		return errs.New(errs.Conflict, "memory limit %d: the group uses %d and would be killed", m.limit, usage)
-	}
-	if m.swap > 0 {
-		swap, err := d.uint(pick(d, "memory.memsw.usage_in_bytes", "memory.swap.current"))
+	if m.limit > 0 {
+		usage, err := d.reclaim(uint64(m.limit), "memory.current")
 		if err != nil {
 			return err
 		}
-		if d.tree.Unified {
-			swap += usage
+		if usage > uint64(m.limit) {
+			return errs.New(errs.Conflict, "memory limit %d: the group uses %d that the kernel cannot take back, and would be killed", m.limit, usage)
 		}
-		if swap > uint64(m.swap) {
-			return errs.New(errs.Conflict, "memory swap %d: the group uses %d of memory and swap and would be killed", m.swap, swap)
+	}
+	if m.swap > 0 {
+		usage, err := d.reclaim(uint64(m.swap), "memory.current", "memory.swap.current")
+		if err != nil {
+			return err
+		}
+		if usage > uint64(m.swap) {
+			return errs.New(errs.Conflict, "memory swap %d: the group uses %d of memory and swap that the kernel cannot take back, and would be killed", m.swap, usage)
 		}
 	}
 	return nil
+}
+
+// reclaim has the kernel take memory back from a v2 group until the sum of the files is at most limit, as far
+// as it can, and returns the sum. Unlike a lowered memory.high, what it does needs no undoing.
+func (d dir) reclaim(limit uint64, files ...string) (uint64, error) {
+	const rounds = 16 // a group that reads files fills up again meanwhile
+	stuck := false
+	for round := 0; ; round++ {
+		usage := uint64(0)
+		for _, file := range files {
+			v, err := d.uint(file)
+			if err != nil && (file == "memory.current" || !unset(err)) { // a kernel without swap has no file for it
+				return 0, err
+			}
+			usage += v
+		}
+		if usage <= limit || stuck || round == rounds {
+			return usage, nil
+		}
+		err := d.write("memory.reclaim", strconv.FormatUint(usage-limit, 10))
+		switch {
+		case unset(err): // before Linux 5.19; setting the limit takes the page cache back
+			text, err := d.read("memory.stat")
+			if err != nil {
+				return 0, err
+			}
+			return usage - min(usage, number(text, "active_file")+number(text, "inactive_file")), nil
+		case errors.Is(err, unix.EAGAIN): // it is all that could be had
+			stuck = true
+		case err != nil:
+			return 0, err
+		}
+	}
+}
+
+func number(text, key string) uint64 {
+	v, _ := strconv.ParseUint(field(text, key), 10, 64)
+	return v
 }
 
 func pick(d dir, v1, v2 string) string {

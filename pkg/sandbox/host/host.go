@@ -77,11 +77,17 @@ func (m *Machine) CgroupExists(path string) bool {
 	return err == nil && g.Exists()
 }
 
-// UpdateCgroup changes limits, all or none. The score is set for every process of the group.
+// UpdateCgroup changes limits, all or none; a memory limit below what the group needs is errs.Conflict. The
+// score is set for every process of the group.
 func (m *Machine) UpdateCgroup(_ context.Context, path string, res *specs.LinuxResources, oomScoreAdj *int) error {
 	g, err := m.cgroups.Open(path)
 	if err != nil {
 		return err
+	}
+	if res != nil && res.Memory != nil { // v1's kernel refuses what would kill, v2's kills
+		limits, memory, check := *res, *res.Memory, true
+		memory.CheckBeforeUpdate = &check
+		limits.Memory, res = &memory, &limits
 	}
 	if err := g.Update(res); err != nil || oomScoreAdj == nil {
 		return err
