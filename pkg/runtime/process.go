@@ -402,6 +402,9 @@ func (e *execFailure) Unwrap() error { return e.errno }
 func (c *compiler) finish(pl *processPlan) {
 	if c.req.Gated() {
 		c.p.Subject("wait at the gate")
+		if pl.gate { // others may wish it to end meanwhile
+			c.p.EndOn(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM)
+		}
 		c.p.Gate(pl.report, pl.gateFD)
 	}
 	// Last of all, but not after hooks: they are of the container, and under its filter.

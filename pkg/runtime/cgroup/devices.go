@@ -117,12 +117,13 @@ func parseRules(list []specs.LinuxDeviceCgroup) ([]rule, error) {
 		}
 		if l.Access != "" {
 			r.access = 0
-			for _, c := range l.Access {
-				i := strings.IndexRune("mrw", c)
-				if i < 0 {
-					return nil, errs.New(errs.Invalid, "device rule: access %q is not made of r, w and m", l.Access)
+			for _, c := range l.Access { // other letters mean nothing, as to runc: specs with "rwa" are about
+				if i := strings.IndexRune("mrw", c); i >= 0 {
+					r.access |= 1 << i
 				}
-				r.access |= 1 << i
+			}
+			if r.access == 0 {
+				return nil, errs.New(errs.Invalid, "device rule: access %q has none of r, w and m", l.Access)
 			}
 		}
 		if r.kind == 'a' && (r.major >= 0 || r.minor >= 0) { // as two rules, which v1 can say

@@ -72,7 +72,7 @@ func TestDevicePrograms(t *testing.T) {
 		var list []specs.LinuxDeviceCgroup
 		for range r.IntN(8) {
 			list = append(list, specs.LinuxDeviceCgroup{Allow: r.IntN(2) == 0, Type: []string{"a", "b", "c", ""}[r.IntN(4)],
-				Major: number(), Minor: number(), Access: []string{"", "r", "w", "m", "rw", "rwm", "wm"}[r.IntN(7)]})
+				Major: number(), Minor: number(), Access: []string{"", "r", "w", "m", "rw", "rwm", "wm", "rwa"}[r.IntN(8)]})
 		}
 		rules, err := parseRules(list)
 		if err != nil {

@@ -18,6 +18,7 @@ import (
 	"github.com/cri-server/cri-server/pkg/fault"
 	"github.com/cri-server/cri-server/pkg/runtime"
 	"github.com/cri-server/cri-server/pkg/runtime/cgroup"
+	"github.com/cri-server/cri-server/pkg/runtime/launch"
 )
 
 // What callers look for in the texts of these is runc's wording, which drivers of runc match.
@@ -183,6 +184,21 @@ func (c *container) group() (*cgroup.Group, *cgroup.Host, error) {
 	return g, h, nil
 }
 
+// withGroup loads a container and calls do with it and its cgroup.
+func (a *app) withGroup(id string, do func(*container, *cgroup.Group) error) error {
+	c, err := a.load(id)
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	g, h, err := c.group()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	return do(c, g)
+}
+
 // pidfd opens the container's process. errNotRunning: it has ended, or there never was one.
 func (c *container) pidfd() (*os.File, error) {
 	if c.Pid == 0 || c.Boot != bootID() {
@@ -227,7 +243,7 @@ func (c *container) status() string {
 
 // gated reports whether the container's process still waits at its gate: it alone reads that fifo.
 func (c *container) gated() bool {
-	fd, err := unix.Open(filepath.Join(c.dir, "gate.fifo"), unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	fd, err := unix.Open(filepath.Join(c.dir, launch.GateFifo), unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 	if err == nil {
 		unix.Close(fd)
 	}

@@ -109,16 +109,14 @@ func (cr *creation) do() (code int, err error) {
 	cr.app.log.debugf("container %s: state in %s, cgroup %s", cr.id, cr.c.dir, cr.c.Cgroup)
 	defer cr.c.close()
 	defer func() {
-		if err != nil {
-			ctx, cancel := context.WithTimeout(context.Background(), teardown)
-			defer cancel()
-			if e := cr.c.destroy(ctx); e != nil {
-				cr.app.log.warn("removing what was made of container %s: %v", cr.id, e)
-			}
-			if cr.prep != nil {
-				cr.c.stopped(cr.config.Hooks)
-			}
+		if err == nil {
+			return
 		}
+		hooks := cr.config.Hooks
+		if cr.prep == nil { // nothing of it was made that hooks could know of
+			hooks = nil
+		}
+		cr.c.undo(hooks)
 	}()
 	if err := cr.prepare(); err != nil {
 		return 0, err

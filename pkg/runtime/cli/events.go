@@ -142,25 +142,17 @@ func setupEvents(a *app) ([]flag, func([]string) error) {
 			}},
 			boolean(&once, "stats", "print the statistics once"),
 		}, func(args []string) error {
-			c, err := a.load(args[0])
-			if err != nil {
-				return err
-			}
-			defer c.close()
-			g, h, err := c.group()
-			if err != nil {
-				return err
-			}
-			defer h.Close()
-			pidfd, err := c.pidfd()
-			if err != nil {
-				return fmt.Errorf("container with id %s is not running", c.ID)
-			}
-			defer pidfd.Close()
-			if once {
-				return c.printStats(g)
-			}
-			return c.follow(g, pidfd, interval)
+			return a.withGroup(args[0], func(c *container, g *cgroup.Group) error {
+				pidfd, err := c.pidfd()
+				if err != nil {
+					return fmt.Errorf("container with id %s is not running", c.ID)
+				}
+				defer pidfd.Close()
+				if once {
+					return c.printStats(g)
+				}
+				return c.follow(g, pidfd, interval)
+			})
 		}
 }
 

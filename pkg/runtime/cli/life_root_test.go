@@ -91,6 +91,9 @@ func TestPauseAndEnd(t *testing.T) {
 	}
 	b.ok("delete", "c1")
 	b.ok("create", "--bundle", b.bundle, "c1")
+	if r := b.do("kill", "c1", "USR1"); r.code != 0 || b.status("c1") != statusCreated {
+		t.Errorf("a signal that means nothing to what waits: %+v", r)
+	}
 	b.ok("kill", "c1")
 	b.wait("c1", statusStopped)
 	b.ok("delete", "c1")

@@ -69,10 +69,23 @@ func (c *container) start() error {
 	if err := p.Release(); err != nil {
 		return c.explain(err)
 	}
-	for _, name := range []string{"gate.fifo", "report.fifo"} {
-		_ = os.Remove(filepath.Join(c.dir, name)) // they go with the directory otherwise
+	launch.RemoveFifos(c.file)
+	if err := c.started(spec.Hooks); err != nil {
+		c.undo(spec.Hooks)
+		return err
 	}
-	return c.started(spec.Hooks)
+	return nil
+}
+
+// undo destroys a container that could not be created, or that a poststart hook has failed (runtime.md,
+// lifecycle, steps 12 and 13).
+func (c *container) undo(h *specs.Hooks) {
+	ctx, cancel := context.WithTimeout(context.Background(), teardown)
+	defer cancel()
+	if err := c.destroy(ctx); err != nil {
+		c.app.log.warn("removing what was made of container %s: %v", c.ID, err)
+	}
+	c.stopped(h)
 }
 
 // explain says which operation of the program failed. Only its number came back, from a program that
@@ -200,9 +213,6 @@ func (c *container) signal(sig syscall.Signal, all bool) error {
 		return err
 	}
 	defer pidfd.Close()
-	if ends(sig) && c.gated() {
-		sig = unix.SIGKILL // what waits at the gate has no handlers, and PID 1 ignores what it does not handle
-	}
 	if err := unix.PidfdSendSignal(int(pidfd.Fd()), sig, nil, 0); err != nil {
 		if errors.Is(err, unix.ESRCH) {
 			return errNotRunning
@@ -213,15 +223,6 @@ func (c *container) signal(sig syscall.Signal, all bool) error {
 		return g.Thaw()
 	}
 	return nil
-}
-
-// ends reports whether a signal by default asks a process to end.
-func ends(sig syscall.Signal) bool {
-	switch sig {
-	case unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT:
-		return true
-	}
-	return false
 }
 
 // signalAll signals what is in the group at this moment.

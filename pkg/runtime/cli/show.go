@@ -16,6 +16,8 @@ import (
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/cri-server/cri-server/pkg/runtime/cgroup"
 )
 
 // shown is a container's state as runc prints it.
@@ -133,30 +135,22 @@ func owner(uid uint32) string {
 func setupPs(a *app) ([]flag, func([]string) error) {
 	format := "table"
 	return []flag{text(&format, "format f", "FORMAT", "table or json")}, func(args []string) error {
-		c, err := a.load(args[0])
-		if err != nil {
-			return err
-		}
-		defer c.close()
-		g, h, err := c.group()
-		if err != nil {
-			return err
-		}
-		defer h.Close()
-		pids, err := g.Pids()
-		if err != nil {
-			return err
-		}
-		switch format {
-		case "json":
-			if pids == nil {
-				pids = []int{}
+		return a.withGroup(args[0], func(_ *container, g *cgroup.Group) error {
+			pids, err := g.Pids()
+			if err != nil {
+				return err
 			}
-			return json.NewEncoder(os.Stdout).Encode(pids)
-		case "table":
-			return psTable(pids, args[1:])
-		}
-		return errors.New("invalid format option")
+			switch format {
+			case "json":
+				if pids == nil {
+					pids = []int{}
+				}
+				return json.NewEncoder(os.Stdout).Encode(pids)
+			case "table":
+				return psTable(pids, args[1:])
+			}
+			return errors.New("invalid format option")
+		})
 	}
 }
 
@@ -189,15 +183,10 @@ func psTable(pids []int, options []string) error {
 
 func setupPause(a *app) ([]flag, func([]string) error) {
 	return nil, func(args []string) error {
-		return a.freeze(args[0], func(c *container, status string) error {
+		return a.freeze(args[0], func(g *cgroup.Group, status string) error {
 			if status != statusRunning && status != statusCreated {
 				return fmt.Errorf("container not running or created: %s", status)
 			}
-			g, h, err := c.group()
-			if err != nil {
-				return err
-			}
-			defer h.Close()
 			ctx, cancel := context.WithTimeout(context.Background(), teardown)
 			defer cancel()
 			return g.Freeze(ctx)
@@ -207,28 +196,20 @@ func setupPause(a *app) ([]flag, func([]string) error) {
 
 func setupResume(a *app) ([]flag, func([]string) error) {
 	return nil, func(args []string) error {
-		return a.freeze(args[0], func(c *container, status string) error {
+		return a.freeze(args[0], func(g *cgroup.Group, status string) error {
 			if status != statusPaused {
 				return errors.New("container not paused")
 			}
-			g, h, err := c.group()
-			if err != nil {
-				return err
-			}
-			defer h.Close()
 			return g.Thaw()
 		})
 	}
 }
 
-func (a *app) freeze(id string, do func(c *container, status string) error) error {
-	c, err := a.load(id)
-	if err != nil {
-		return err
-	}
-	defer c.close()
-	if err := c.lock(); err != nil {
-		return err
-	}
-	return do(c, c.status())
+func (a *app) freeze(id string, do func(g *cgroup.Group, status string) error) error {
+	return a.withGroup(id, func(c *container, g *cgroup.Group) error {
+		if err := c.lock(); err != nil {
+			return err
+		}
+		return do(g, c.status())
+	})
 }

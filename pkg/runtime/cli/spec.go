@@ -12,6 +12,8 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/cri-server/cri-server/pkg/runtime/cgroup"
 )
 
 func setupSpec(_ *app) ([]flag, func([]string) error) {
@@ -142,27 +144,19 @@ func setupUpdate(a *app) ([]flag, func([]string) error) {
 		hidden(text(&ignored, "kernel-memory-tcp", "BYTES", "")),
 	}
 	return flags, func(args []string) error {
-		c, err := a.load(args[0])
-		if err != nil {
-			return err
-		}
-		defer c.close()
-		if err := c.lock(); err != nil {
-			return err
-		}
-		if c.status() == statusStopped {
-			return errNotRunning
-		}
-		res, err := u.resources()
-		if err != nil {
-			return err
-		}
-		g, h, err := c.group()
-		if err != nil {
-			return err
-		}
-		defer h.Close()
-		return g.Update(res)
+		return a.withGroup(args[0], func(c *container, g *cgroup.Group) error {
+			if err := c.lock(); err != nil {
+				return err
+			}
+			if c.status() == statusStopped {
+				return errNotRunning
+			}
+			res, err := u.resources()
+			if err != nil {
+				return err
+			}
+			return g.Update(res)
+		})
 	}
 }
 

@@ -11,10 +11,12 @@ import (
 	"github.com/cri-server/cri-server/pkg/sys"
 )
 
-// Names of the fifos of a program whose launcher does not stay.
+// The fifos of a program whose launcher does not stay. Their name is runc's for what a container waits at:
+// it is what others expect among the descriptors of a created container.
 const (
-	gateName   = "gate.fifo"
-	reportName = "report.fifo"
+	GateFifo   = "exec.fifo"
+	reportDir  = "report"
+	reportName = reportDir + "/exec.fifo"
 )
 
 // fifos stand in for the two pipes when another process will open the gate.
@@ -38,7 +40,7 @@ func StartDetached(dir *os.File, req *Request, files []*os.File, stdio [3]*os.Fi
 	defer f.childReport.Close()
 	defer f.childGate.Close()
 	if req.Stop || req.Notify != nil {
-		if f.gate, err = sys.OpenAt(dir, gateName, os.O_WRONLY|unix.O_NOFOLLOW, 0, sys.Beneath); err != nil {
+		if f.gate, err = sys.OpenAt(dir, GateFifo, os.O_WRONLY|unix.O_NOFOLLOW, 0, sys.Beneath); err != nil {
 			f.report.Close()
 			return nil, fmt.Errorf("start detached: %w", err)
 		}
@@ -47,8 +49,11 @@ func StartDetached(dir *os.File, req *Request, files []*os.File, stdio [3]*os.Fi
 }
 
 func makeFifos(dir *os.File) (*fifos, error) {
+	if err := unix.Mkdirat(int(dir.Fd()), reportDir, 0o700); err != nil {
+		return nil, &os.PathError{Op: "mkdir", Path: reportDir, Err: err}
+	}
 	var rw [2]*os.File
-	for i, name := range []string{gateName, reportName} {
+	for i, name := range []string{GateFifo, reportName} {
 		if err := unix.Mkfifoat(int(dir.Fd()), name, 0o600); err != nil {
 			sys.CloseAll(rw[:])
 			return nil, &os.PathError{Op: "mkfifo", Path: name, Err: err}
@@ -77,6 +82,13 @@ func makeFifos(dir *os.File) (*fifos, error) {
 	return &fifos{report: r, childReport: w, childGate: rw[0]}, nil
 }
 
+// RemoveFifos removes what StartDetached made in dir, which goes with the directory otherwise.
+func RemoveFifos(dir *os.File) {
+	_ = unix.Unlinkat(int(dir.Fd()), GateFifo, 0)
+	_ = unix.Unlinkat(int(dir.Fd()), reportName, 0)
+	_ = unix.Unlinkat(int(dir.Fd()), reportDir, unix.AT_REMOVEDIR)
+}
+
 // Attach returns a process that StartDetached left at its gate: Release, Kill, Exited and Close work on
 // it, Wait returns when it has ended, without a status. The caller has checked that pidfd is the process
 // of that pid; it becomes the Process's.
@@ -89,7 +101,7 @@ func Attach(dir *os.File, pid int, pidfd *os.File) (*Process, error) {
 		r.Close()
 		return nil, os.NewSyscallError("fcntl", err)
 	}
-	w, err := sys.OpenAt(dir, gateName, os.O_WRONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0, sys.Beneath)
+	w, err := sys.OpenAt(dir, GateFifo, os.O_WRONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0, sys.Beneath)
 	if err != nil {
 		r.Close()
 		if errors.Is(err, unix.ENXIO) { // nobody reads: started already, or dead

@@ -14,7 +14,8 @@ const (
 	textAddr = 0x400000
 	dataOff  = 0x1000
 	dataAddr = 0x410000 + dataOff
-	codeOff  = 0x200 // of the interpreter in the text segment
+	catchOff = 0x180 // of caught in the text segment
+	codeOff  = 0x200 // of the interpreter there
 
 	headSize = 64 // record kind, record value, report descriptor
 	opSize   = 96
@@ -46,6 +47,7 @@ func (p *Program) Image() ([]byte, error) {
 	size := ops + len(p.data)
 	img := make([]byte, dataOff+size)
 	elfHeader(img, uint64(size), uint64(size+p.scratch))
+	copy(img[catchOff:codeOff], caught)
 	copy(img[codeOff:], text)
 	d := img[dataOff:]
 	le := binary.LittleEndian

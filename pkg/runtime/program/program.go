@@ -420,6 +420,17 @@ func (p *Program) Nest(fd Arg, body func()) {
 	p.Exit(0)
 }
 
+// EndOn adds the operations that make a signal end the process with the status that shells give it, 128 and
+// the signal's number. The first process of a PID namespace ignores what it has no handler for. Handlers go
+// with the execve.
+func (p *Program) EndOn(signals ...syscall.Signal) {
+	const restorer = 0x04000000 // SA_RESTORER, without which amd64 kills by SIGSEGV instead
+	action := p.Words(textAddr+catchOff, restorer, textAddr+catchOff, 0)
+	for _, sig := range signals {
+		p.Call(unix.SYS_RT_SIGACTION, Int(sig), action, Int(0), Int(8))
+	}
+}
+
 // Pause adds waiting for ever. Only a signal that kills ends it.
 func (p *Program) Pause() {
 	again := p.Label()

@@ -193,6 +193,41 @@ func start(t *testing.T, dir *os.File) *launch.Process {
 	return proc
 }
 
+// TestEndOn: a signal ends what waits at its gate, the first process of a PID namespace too, which ignores
+// signals that it has no handler for.
+func TestEndOn(t *testing.T) {
+	namespaces := []uintptr{0}
+	if os.Geteuid() == 0 {
+		namespaces = append(namespaces, unix.CLONE_NEWPID)
+	}
+	for _, flags := range namespaces {
+		p := program.New()
+		p.EndOn(unix.SIGTERM)
+		p.Gate(program.Int(launch.ReportFD), program.Int(launch.GateFD))
+		settle(p)
+		p.Exit(0)
+		f, err := p.Seal("test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		proc, err := launch.Start(&launch.Request{Cloneflags: flags, Cgroup: -1, Gate: true}, []*os.File{f}, [3]*os.File{})
+		if errors.Is(err, unix.EPERM) {
+			continue // no root of ours
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer proc.Close()
+		if err := proc.Kill(unix.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		if ws, err := proc.Wait(); err != nil || ws.ExitStatus() != 128+15 {
+			t.Errorf("namespaces %#x: status %v, %v", flags, ws, err)
+		}
+	}
+}
+
 func TestGateFailsClosed(t *testing.T) {
 	proc := start(t, nil)
 	if proc.Exited() {
