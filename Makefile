@@ -15,7 +15,7 @@ PKGS = ./...
 
 .PHONY: help
 help: ## print this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## build bin/cri-server and bin/cri-runtime (static)
@@ -72,6 +72,10 @@ demo: build ## a pod of two containers, from nothing to nothing, in namespaces o
 .PHONY: test-vm
 test-vm: build ## root tests on cgroup v2 in a virtual machine: make test-vm KERNEL=6.12 (or 6.1)
 	hack/vm/test $(or $(KERNEL),6.12)
+
+.PHONY: test-arm64
+test-arm64: ## the runtime's and the shim's tests on arm64, in a virtual machine: make test-arm64 KERNEL=6.12 (or 6.1)
+	VM_KERNEL=$(or $(KERNEL),6.12) hack/vm/arm64
 
 .PHONY: clean
 clean: ## remove what was built

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
+	goruntime "runtime"
 	"strings"
 	"testing"
 
@@ -298,6 +300,8 @@ var features = []struct {
 	}},
 }
 
+var filter = regexp.MustCompile(`\{\d+ instructions [0-9a-f]{8}\}`)
+
 // golden compares a program, and what its preparation asked of the host, with the file of that name.
 func golden(t *testing.T, name string, p *paper, prepared *Prepared) {
 	t.Helper()
@@ -319,7 +323,13 @@ func golden(t *testing.T, name string, p *paper, prepared *Prepared) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d := cmp.Diff(string(want), got); d != "" {
+	text := string(want)
+	if goruntime.GOARCH != "amd64" { // system calls have other numbers there, which Text shows of filters alone
+		for _, s := range []*string{&got, &text} {
+			*s = filter.ReplaceAllString(*s, "{filter}")
+		}
+	}
+	if d := cmp.Diff(text, got); d != "" {
 		t.Errorf("%s differs (-update writes it anew):\n%s", file, d)
 	}
 }

@@ -95,7 +95,7 @@ func TestRealLife(t *testing.T) {
 	if err := g.Apply(res); err != nil {
 		t.Fatal(err)
 	}
-	cmd := start(t, g, "(sleep 1000 & sleep 1000) & sleep 1000")
+	cmd := start(t, g, "(sleep 1000 & sleep 1000; :) & sleep 1000; :")
 	waitPids(t, g, 4)
 	s, err := g.Stats()
 	if err != nil {

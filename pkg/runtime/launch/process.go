@@ -112,8 +112,9 @@ func Reap() int {
 			_, _ = c.reap()
 			continue
 		}
-		_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
-		orphans++
+		if got, _ := unix.Wait4(pid, nil, unix.WNOHANG, nil); got == pid { // else a Wait was faster
+			orphans++
+		}
 	}
 }
 

@@ -100,6 +100,8 @@ func (p *Process) Continue() error {
 	if req == nil {
 		return nil
 	}
+	spawn.RLock()
+	defer spawn.RUnlock()
 	err := p.token()
 	if err == nil {
 		p.stopped = nil

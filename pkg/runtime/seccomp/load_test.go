@@ -16,9 +16,16 @@ import (
 )
 
 // childEnv makes the test executable the process that a filter is loaded into.
-const childEnv = "SECCOMP_TEST_CHILD"
+const (
+	childEnv  = "SECCOMP_TEST_CHILD"
+	compatEnv = "SECCOMP_TEST_COMPAT" // the child of TestCompat: what to exec
+	listedEnv = "SECCOMP_TEST_LISTED"
+)
 
 func TestMain(m *testing.M) {
+	if path := os.Getenv(compatEnv); path != "" {
+		compatChild(path)
+	}
 	if os.Getenv(childEnv) != "" {
 		child()
 		os.Exit(0)
