@@ -22,7 +22,8 @@ const VolumeFailed = "ImageVolumeMountFailed"
 // MountImage mounts an image read-only and returns the part of it at subPath ("" is all) as a detached
 // mount; the caller closes it. Links in subPath resolve inside the image. The layers stay until
 // ReleaseImage(owner), restart or not. userns, when not nil, maps the owners of the files. The text of
-// every error begins with VolumeFailed; the kind is NotFound for an absent image, else Unknown or Invalid.
+// every error begins with VolumeFailed; the kind is NotFound for an absent image or sub path, Invalid for a sub path that
+// is none.
 func (s *Store) MountImage(ctx context.Context, owner, imageID, subPath string, userns *os.File) (*os.File, error) {
 	f, err := s.mountImage(ctx, owner, imageID, subPath, userns)
 	if err != nil {
@@ -57,8 +58,10 @@ func (s *Store) mountImage(ctx context.Context, owner, imageID, subPath string, 
 	defer mnt.Close()
 	sub, err := sys.SubTree(mnt, strings.TrimLeft(subPath, "/"), s.cfg.Root)
 	switch {
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP):
-		return nil, errs.New(errs.Unknown, "sub path %.200q of image %s: it does not exist there: %w", subPath, imageID, err)
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
+		return nil, errs.New(errs.NotFound, "sub path %.200q of image %s: it does not exist there: %w", subPath, imageID, err)
+	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENAMETOOLONG):
+		return nil, errs.New(errs.Invalid, "sub path %.200q of image %s: %w", subPath, imageID, err)
 	case err != nil:
 		return nil, fmt.Errorf("sub path %.200q of image %s: %w", subPath, imageID, err)
 	}

@@ -136,25 +136,34 @@ func (t *translation) appArmor() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if !t.Host.AppArmor {
-		asked := p.set && p.kind != cri.SecurityProfile_Unconfined && (t.sc.GetApparmor() != nil || old != "runtime/default")
-		if asked {
-			return "", errs.New(errs.Invalid, "apparmor: profile %s %q was asked for, and AppArmor is not enabled on this node", p.kind, p.ref)
-		}
-		return "", nil
+	if t.sc.GetApparmor() == nil && old == "runtime/default" {
+		p = profile{}
+	}
+	if err := p.checkAppArmor("apparmor", t.Host); err != nil || !t.Host.AppArmor {
+		return "", err
 	}
 	switch {
 	case p.set && p.kind == cri.SecurityProfile_Unconfined:
 		return "unconfined", nil
 	case p.kind == cri.SecurityProfile_Localhost:
-		if t.Host.AppArmorLoaded != nil && !t.Host.AppArmorLoaded(p.ref) {
-			return "", errs.New(errs.NotFound, "apparmor.localhost_ref: no profile %q is loaded on the node", p.ref)
-		}
 		return p.ref, nil
 	case t.sc.GetPrivileged():
 		return "", nil
 	}
 	return t.Defaults.AppArmor, nil
+}
+
+// checkAppArmor refuses a profile that the node cannot confine a container to.
+func (p profile) checkAppArmor(field string, host *HostFacts) error {
+	switch {
+	case !p.set || p.kind == cri.SecurityProfile_Unconfined:
+		return nil
+	case !host.AppArmor:
+		return errs.New(errs.Invalid, "%s: profile %s %q was asked for, and AppArmor is not enabled on this node", field, p.kind, p.ref)
+	case p.kind == cri.SecurityProfile_Localhost && host.AppArmorLoaded != nil && !host.AppArmorLoaded(p.ref):
+		return errs.New(errs.NotFound, "%s.localhost_ref: no profile %q is loaded on the node", field, p.ref)
+	}
+	return nil
 }
 
 // appArmorLoaded looks a profile up among those the kernel has.

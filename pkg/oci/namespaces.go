@@ -49,7 +49,9 @@ func UserNamespace(pod *cri.PodSandboxConfig) (uids, gids []specs.LinuxIDMapping
 }
 
 // namespaces fills in spec.Linux.Namespaces. Network, IPC and UTS are always the pod's: a namespace option
-// of the container may repeat what the pod has, not change it. The pid namespace is the container's choice.
+// of the container may repeat what the pod has, not change it. The pid namespace is the container's choice,
+// but for the node's: that is what a pod is admitted with. Kubelets ask for it with the sandbox or not at all, and
+// containerd, too, gives it only where the sandbox has it.
 func (t *translation) namespaces() error {
 	l := t.spec.Linux
 	l.Namespaces = []specs.LinuxNamespace{{Type: specs.MountNamespace}}
@@ -97,9 +99,9 @@ func (t *translation) checkNamespaceOptions(opts *cri.NamespaceOption) error {
 	switch {
 	case u == nil:
 		return nil
-	case u.GetMode() == cri.NamespaceMode_NODE && !t.pod.userns(), u.GetMode() == cri.NamespaceMode_POD && len(u.GetUids()) == 0 && len(u.GetGids()) == 0:
+	case u.GetMode() == cri.NamespaceMode_NODE && !t.pod.userns(), u.GetMode() == cri.NamespaceMode_POD && t.pod.userns() && len(u.GetUids()) == 0 && len(u.GetGids()) == 0:
 		return nil
-	case u.GetMode() == cri.NamespaceMode_POD && sameMappings(idMappings(u.GetUids()), t.pod.uids) && sameMappings(idMappings(u.GetGids()), t.pod.gids):
+	case u.GetMode() == cri.NamespaceMode_POD && t.pod.userns() && sameMappings(idMappings(u.GetUids()), t.pod.uids) && sameMappings(idMappings(u.GetGids()), t.pod.gids):
 		return nil
 	}
 	return errs.New(errs.Invalid, "namespace_options.userns_options: %s contradicts the pod sandbox's", u)
@@ -115,6 +117,9 @@ func (t *translation) pidNamespace(opts *cri.NamespaceOption) error {
 	}
 	switch mode {
 	case cri.NamespaceMode_NODE:
+		if t.pod.pid != cri.NamespaceMode_NODE {
+			return errs.New(errs.Invalid, "namespace_options.pid: NODE contradicts the pod sandbox's %s", t.pod.pid)
+		}
 		if t.pod.userns() {
 			return errs.New(errs.Invalid, "namespace_options.pid: NODE cannot be had in a pod with a user namespace")
 		}
@@ -192,9 +197,6 @@ func checkUserNamespace(u *cri.UserNamespace) error {
 		return errs.New(errs.Invalid, "%s.mode: %s; a user namespace is POD or NODE", field, u.GetMode())
 	}
 	uids, gids := idMappings(u.GetUids()), idMappings(u.GetGids())
-	if len(uids) == 0 && len(gids) == 0 {
-		return nil // what kubelets without user namespaces send
-	}
 	for _, m := range []struct {
 		name string
 		list []specs.LinuxIDMapping

@@ -25,7 +25,6 @@ func TestPidNamespaces(t *testing.T) {
 		"own by default":                 {cri.NamespaceMode_CONTAINER, nil, false, own},
 		"node's by default":              {cri.NamespaceMode_NODE, nil, false, none},
 		"own in a sharing pod":           {cri.NamespaceMode_POD, options(cri.NamespaceMode_CONTAINER), true, own},
-		"node's in a sharing pod":        {cri.NamespaceMode_POD, options(cri.NamespaceMode_NODE), true, none},
 		"target":                         {cri.NamespaceMode_CONTAINER, options(cri.NamespaceMode_TARGET), false, "/proc/9/ns/pid"},
 		"pod's where it has the node's":  {cri.NamespaceMode_NODE, options(cri.NamespaceMode_POD), false, none},
 		"own where the pod has the node": {cri.NamespaceMode_NODE, options(cri.NamespaceMode_CONTAINER), false, own},
@@ -58,9 +57,15 @@ func TestNamespacesRefused(t *testing.T) {
 	}
 	own := cri.NamespaceMode_CONTAINER
 	checkRefusals(t, map[string]refusal{
-		"node network in a pod with its own":   {option(&cri.NamespaceOption{Network: cri.NamespaceMode_NODE, Pid: own}), errs.Invalid, []string{"namespace_options.network", "NODE"}},
-		"container network":                    {option(&cri.NamespaceOption{Network: own, Pid: own}), errs.Invalid, []string{"namespace_options.network"}},
-		"node ipc in a pod with its own":       {option(&cri.NamespaceOption{Ipc: cri.NamespaceMode_NODE, Pid: own}), errs.Invalid, []string{"namespace_options.ipc"}},
+		"node network in a pod with its own": {option(&cri.NamespaceOption{Network: cri.NamespaceMode_NODE, Pid: own}), errs.Invalid, []string{"namespace_options.network", "NODE"}},
+		"container network":                  {option(&cri.NamespaceOption{Network: own, Pid: own}), errs.Invalid, []string{"namespace_options.network"}},
+		"node ipc in a pod with its own":     {option(&cri.NamespaceOption{Ipc: cri.NamespaceMode_NODE, Pid: own}), errs.Invalid, []string{"namespace_options.ipc"}},
+		"node pid in a sharing pod": {func(in *ContainerInput) {
+			in.podSecurity().NamespaceOptions.Pid, in.Namespaces[specs.PIDNamespace] = cri.NamespaceMode_POD, "/proc/7/ns/pid"
+			in.security().NamespaceOptions = &cri.NamespaceOption{Pid: cri.NamespaceMode_NODE}
+		}, errs.Invalid, []string{"namespace_options.pid", "NODE", "POD"}},
+		"node pid in a pod without":            {option(&cri.NamespaceOption{Pid: cri.NamespaceMode_NODE}), errs.Invalid, []string{"namespace_options.pid", "NODE", "CONTAINER"}},
+		"user namespace of a pod without":      {option(&cri.NamespaceOption{Pid: own, UsernsOptions: &cri.UserNamespace{}}), errs.Invalid, []string{"userns_options"}},
 		"pid of a pod that has none":           {option(&cri.NamespaceOption{}), errs.Invalid, []string{"namespace_options.pid", "CONTAINER"}},
 		"no such mode":                         {option(&cri.NamespaceOption{Pid: 7}), errs.Invalid, []string{"namespace_options.pid"}},
 		"target without ID":                    {option(&cri.NamespaceOption{Pid: cri.NamespaceMode_TARGET}), errs.Invalid, []string{"target_id"}},
@@ -68,8 +73,9 @@ func TestNamespacesRefused(t *testing.T) {
 		"user namespace the pod does not have": {option(&cri.NamespaceOption{Pid: own, UsernsOptions: &cri.UserNamespace{Uids: mapping, Gids: mapping}}), errs.Invalid, []string{"userns_options"}},
 		"node pid in a user namespace": {func(in *ContainerInput) {
 			*in = *usernsInput(t)
+			in.podSecurity().NamespaceOptions.Pid = cri.NamespaceMode_NODE
 			in.security().NamespaceOptions = &cri.NamespaceOption{Pid: cri.NamespaceMode_NODE}
-		}, errs.Invalid, []string{"namespace_options.pid"}},
+		}, errs.Invalid, []string{"namespace_options.pid", "user namespace"}},
 		"the holder is gone": {func(in *ContainerInput) { in.Namespaces = nil }, errs.Conflict, []string{"network"}},
 	})
 }
@@ -108,7 +114,7 @@ func TestUserNamespaceOptions(t *testing.T) {
 	}{
 		"none":               {nil, ""},
 		"node":               {&cri.UserNamespace{Mode: cri.NamespaceMode_NODE}, ""},
-		"pod without maps":   {&cri.UserNamespace{}, ""},
+		"pod without maps":   {&cri.UserNamespace{}, "uids: 0 mappings"},
 		"pod":                {&cri.UserNamespace{Uids: one, Gids: one}, ""},
 		"up to the last ID":  {&cri.UserNamespace{Uids: []*cri.IDMapping{ids(0, 1<<32-2, 1)}, Gids: []*cri.IDMapping{ids(0, 1<<32-2, 1)}}, ""},
 		"node with maps":     {&cri.UserNamespace{Mode: cri.NamespaceMode_NODE, Uids: one, Gids: one}, "NODE"},

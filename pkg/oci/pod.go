@@ -8,6 +8,7 @@ import (
 	"strings"
 	"unicode"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cri-server/cri-server/pkg/errs"
@@ -93,6 +94,26 @@ func validateSecurity(pod *cri.PodSandboxConfig) error {
 	}
 	_, err := parseProfile("security_context.apparmor", sc.GetApparmor(), "")
 	return err
+}
+
+// CheckPodProfiles refuses a pod whose security profiles are not on the node, as its containers would be refused:
+// the holder runs nothing that they could act on. The config must have passed ValidatePod.
+func CheckPodProfiles(pod *cri.PodSandboxConfig, host *HostFacts) error {
+	sc := pod.GetLinux().GetSecurityContext()
+	//nolint:staticcheck // old kubelets and tools send the deprecated field
+	p, err := parseProfile("security_context.seccomp", sc.GetSeccomp(), sc.GetSeccompProfilePath())
+	if err != nil {
+		return err
+	}
+	if p.kind == cri.SecurityProfile_Localhost && p.set {
+		if _, err := loadSeccomp("security_context.seccomp.localhost_ref", p.ref, &specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{}}}); err != nil {
+			return err
+		}
+	}
+	if p, err = parseProfile("security_context.apparmor", sc.GetApparmor(), ""); err != nil {
+		return err
+	}
+	return p.checkAppArmor("security_context.apparmor", host)
 }
 
 func validateNamespaces(ns *cri.NamespaceOption) error {

@@ -146,8 +146,10 @@ func (c *compiler) enterCwd(pl *processPlan, first bool) {
 			op.Accept(unix.ENOENT, unix.EACCES).Then(have)
 			c.makeCwd(dest, skip)
 			c.open(cwd, dest, flags, inRoot).Save(c.dst).Catch(skip, unix.EACCES)
+			c.hint(c.absentCwd(dest, errs.Invalid, danglingCwd))
 		} else {
 			op.Catch(skip, unix.EACCES)
+			c.hint(c.absentCwd(dest, errs.NotFound, "it is gone"))
 		}
 		c.p.Bind(have)
 		c.p.Call(unix.SYS_FCHDIR, c.dst.Val()).Catch(skip, unix.EACCES)
@@ -166,6 +168,21 @@ func (c *compiler) enterCwd(pl *processPlan, first bool) {
 	c.p.Load(c.p.ScratchWord(), 0xff).Want('/', unix.EXDEV)
 }
 
+// danglingCwd is why a working directory is not there right after it was made.
+const danglingCwd = "a link in the image is in its place, or in that of a part of it, and leads nowhere"
+
+// absentCwd says how a working directory fails that is not there.
+func (c *compiler) absentCwd(dest string, kind errs.Kind, why string) hint {
+	id := c.id
+	return func(e syscall.Errno) error {
+		err := fmt.Errorf("enter the working directory /%s (container %s): %w", dest, id, e)
+		if e != unix.ENOENT {
+			return err
+		}
+		return errs.New(kind, "%w: %s", err, why)
+	}
+}
+
 func (c *compiler) makeCwd(dest string, skip program.Label) {
 	parts := strings.Split(dest, "/")
 	for i, name := range parts {
@@ -174,6 +191,7 @@ func (c *compiler) makeCwd(dest string, skip program.Label) {
 			parent = strings.Join(parts[:i], "/")
 		}
 		c.open(cwd, parent, unix.O_PATH|unix.O_DIRECTORY, inRoot).Save(c.aux).Catch(skip, unix.EACCES)
+		c.hint(c.absentCwd(dest, errs.Invalid, danglingCwd))
 		c.p.Call(unix.SYS_MKDIRAT, c.aux.Val(), c.p.Str(name), num(0o755)).Accept(unix.EEXIST, unix.EACCES, unix.EROFS)
 		c.close(c.aux)
 	}

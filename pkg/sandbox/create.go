@@ -7,10 +7,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 	crierrors "k8s.io/cri-api/pkg/errors"
@@ -156,6 +158,9 @@ func (j *createJob) intent(ctx context.Context) (err error) {
 	if j.rec.LogPath, err = logPath(j.pod.Config.M, j.config); err != nil {
 		return err
 	}
+	if err := j.m.checkLimits(j.pod, j.config.GetLinux().GetResources()); err != nil {
+		return err
+	}
 	j.rec.CgroupPath = filepath.Join(j.pod.CgroupParent, j.rec.ID)
 	uids, gids := oci.UserNamespace(j.pod.Config.M)
 	j.rec.RootUID, j.rec.RootGID = hostID(uids), hostID(gids)
@@ -179,10 +184,16 @@ func logPath(pod *cri.PodSandboxConfig, config *cri.ContainerConfig) (string, er
 	if dir == "" || rel == "" {
 		return "", nil
 	}
-	if !filepath.IsLocal(rel) || strings.ContainsRune(rel, 0) {
-		return "", errs.New(errs.Invalid, "config.log_path %q: it has to stay below the pod's log_directory", rel)
+	path := filepath.Join(dir, rel)
+	switch {
+	case !filepath.IsLocal(rel) || strings.ContainsRune(rel, 0):
+		return "", errs.New(errs.Invalid, "config.log_path %.200q: it has to stay below the pod's log_directory", rel)
+	case filepath.Clean(rel) == ".":
+		return "", errs.New(errs.Invalid, "config.log_path %q: it names the pod's log_directory and no file in it", rel)
+	case len(path) >= unix.PathMax || slices.ContainsFunc(strings.Split(rel, "/"), func(part string) bool { return len(part) > unix.NAME_MAX }):
+		return "", errs.New(errs.Invalid, "config.log_path %.200q: of its %d bytes, and those of log_directory, the kernel takes %d in all and %d between two slashes", rel, len(rel), unix.PathMax-1, unix.NAME_MAX)
 	}
-	return filepath.Join(dir, rel), nil
+	return path, nil
 }
 
 func (j *createJob) makeRootfs(ctx context.Context) (err error) {

@@ -15,6 +15,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/cri-server/cri-server/pkg/errs"
+	"github.com/cri-server/cri-server/pkg/runtime/cgroup"
 )
 
 // machine is a fake of everything below the sandbox that outlives a manager: processes, cgroups, root filesystems and
@@ -256,6 +257,10 @@ func (m *machine) RemoveCgroup(_ context.Context, path string) error {
 		}
 	}
 	return nil
+}
+
+func (m *machine) CgroupOffer(string) (*cgroup.Offer, error) {
+	return &cgroup.Offer{Cpus: "0-1", Mems: "0", PageSizes: []string{"2MB"}, Unified: []string{"memory.high"}}, nil
 }
 
 func (m *machine) CgroupExists(path string) bool {

@@ -46,6 +46,9 @@ func (m *Manager) RunPod(ctx context.Context, config *cri.PodSandboxConfig, hand
 	if err := oci.ValidatePod(config); err != nil {
 		return "", err
 	}
+	if err := oci.CheckPodProfiles(config, &m.cfg.Translate.Host); err != nil {
+		return "", err
+	}
 	md := config.GetMetadata()
 	key := fmt.Sprintf("pod/%s/%s/%s/%d", md.GetNamespace(), md.GetName(), md.GetUid(), md.GetAttempt())
 	id, err := m.joins.join(ctx, key, m.goDo, func(ctx context.Context) (string, error) {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/cri-server/cri-server/pkg/image"
 	"github.com/cri-server/cri-server/pkg/network"
+	"github.com/cri-server/cri-server/pkg/runtime/cgroup"
 )
 
 // Images lends root filesystems; pkg/image's Store is one. Errors carry kinds of pkg/errs.
@@ -67,6 +68,8 @@ type Shims interface {
 	UpdateCgroup(ctx context.Context, path string, res *specs.LinuxResources, oomScoreAdj *int) error
 	// RemoveCgroup kills what is in a cgroup and removes it with everything below. Absent is no error.
 	RemoveCgroup(ctx context.Context, path string) error
+	// CgroupOffer tells what limits a cgroup beside an existing one can have.
+	CgroupOffer(path string) (*cgroup.Offer, error)
 	// CgroupExists reports whether the machine has the cgroup.
 	CgroupExists(path string) bool
 	// TrimCgroup removes a cgroup and those below it unless a process is in one of them.

@@ -39,7 +39,8 @@ func (m *Manager) updateLimits(ctx context.Context, id string, res *cri.LinuxCon
 	if s.rec.exited() || s.rec.Removing {
 		return errs.New(errs.Conflict, "it is exited. Only a created or running container has limits")
 	}
-	if p := m.snap.Load().pods[s.rec.PodID]; p == nil || !p.rec.ready() {
+	p := m.snap.Load().pods[s.rec.PodID]
+	if p == nil || !p.rec.ready() {
 		return errs.New(errs.Conflict, "its pod is not ready")
 	}
 	host := &m.cfg.Translate.Host
@@ -50,6 +51,9 @@ func (m *Manager) updateLimits(ctx context.Context, id string, res *cri.LinuxCon
 	merged := mergeResources(s.rec.Resources.M, res)
 	if _, err := oci.Resources(merged, host); err != nil {
 		return err // together with what stays as it is
+	}
+	if err := m.checkLimits(p.rec, res); err != nil {
+		return err
 	}
 	adj, err := oci.OOMScoreAdj(merged, host)
 	if err != nil {
@@ -72,6 +76,19 @@ func (m *Manager) updateLimits(ctx context.Context, id string, res *cri.LinuxCon
 		return true
 	})
 	return err
+}
+
+// checkLimits refuses limits of a container that are malformed, or that the pod's cgroup cannot give: a container that
+// was made is one that can start.
+func (m *Manager) checkLimits(pod *podRecord, res *cri.LinuxContainerResources) error {
+	if _, err := oci.Resources(res, &m.cfg.Translate.Host); err != nil || res == nil {
+		return err
+	}
+	offer, err := m.shims.CgroupOffer(pod.CgroupPath)
+	if err != nil {
+		return err
+	}
+	return oci.CheckOffer(res, offer)
 }
 
 // updateBundle puts limits into the spec of a container that is not started.

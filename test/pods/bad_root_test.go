@@ -146,6 +146,14 @@ func badPods() []bad {
 		pod("log directory relative", invalid, "log_directory logs", func(c *cri.PodSandboxConfig) { c.LogDirectory = "logs" }),
 		pod("log directory with NUL", invalid, "log_directory", func(c *cri.PodSandboxConfig) { c.LogDirectory = "/var/tmp/a\x00b" }),
 		pod("log directory below a file", invalid, "log_directory /etc/passwd/logs", func(c *cri.PodSandboxConfig) { c.LogDirectory = "/etc/passwd/logs" }),
+		pod("log directory that is a file", invalid, "log_directory /etc/passwd", func(c *cri.PodSandboxConfig) { c.LogDirectory = "/etc/passwd" }),
+		pod("log directory too long", invalid, "log_directory", func(c *cri.PodSandboxConfig) { c.LogDirectory = "/var/tmp/" + strings.Repeat("a", 300) }),
+		pod("absent seccomp profile", codes.NotFound, "seccomp.localhost_ref /no/such/profile", func(c *cri.PodSandboxConfig) {
+			c.Linux.SecurityContext.Seccomp = &cri.SecurityProfile{ProfileType: cri.SecurityProfile_Localhost, LocalhostRef: "/no/such/profile"}
+		}),
+		security("seccomp profile that is none", "seccomp.localhost_ref /etc/passwd", func(sc *cri.LinuxSandboxSecurityContext) {
+			sc.Seccomp = &cri.SecurityProfile{ProfileType: cri.SecurityProfile_Localhost, LocalhostRef: "/etc/passwd"}
+		}),
 		pod("cgroup parent climbs", invalid, "cgroup_parent ../../x", func(c *cri.PodSandboxConfig) { c.Linux.CgroupParent = "/a/../../x" }),
 		pod("cgroup parent with NUL", invalid, "cgroup_parent", func(c *cri.PodSandboxConfig) { c.Linux.CgroupParent = "/a\x00b" }),
 		pod("overhead negative", invalid, "overhead -5", func(c *cri.PodSandboxConfig) {
@@ -190,6 +198,8 @@ func badPods() []bad {
 		users("TARGET", "userns TARGET", cri.NamespaceMode_TARGET, &cri.IDMapping{HostId: 100000, Length: 65536}),
 		users("two mappings", "userns", cri.NamespaceMode_POD, &cri.IDMapping{HostId: 100000, Length: 10}, &cri.IDMapping{HostId: 200000, ContainerId: 10, Length: 10}),
 		users("0 unmapped", "userns", cri.NamespaceMode_POD, &cri.IDMapping{HostId: 100000, ContainerId: 1, Length: 10}),
+		users("no mapping", "userns 0", cri.NamespaceMode_POD),
+		users("NODE with a mapping", "userns NODE", cri.NamespaceMode_NODE, &cri.IDMapping{HostId: 100000, Length: 10}),
 		users("no length", "userns", cri.NamespaceMode_POD, &cri.IDMapping{HostId: 100000}),
 		users("beyond 2^32", "userns", cri.NamespaceMode_POD, &cri.IDMapping{HostId: 4294967290, Length: 10}),
 	}
@@ -237,6 +247,10 @@ func badContainers() []bad {
 		container("malformed image", "image", func(c *cri.ContainerConfig) { c.Image = &cri.ImageSpec{Image: "a b:::"} }),
 		container("log path climbs", "log_path ../../x", func(c *cri.ContainerConfig) { c.LogPath = "../../x" }),
 		container("log path with NUL", "log_path", func(c *cri.ContainerConfig) { c.LogPath = "a\x00b" }),
+		container("log path is the directory", "log_path .", func(c *cri.ContainerConfig) { c.LogPath = "a/.." }),
+		container("log path of dots", "log_path .", func(c *cri.ContainerConfig) { c.LogPath = "./." }),
+		container("log path too long", "log_path 5000", func(c *cri.ContainerConfig) { c.LogPath = strings.Repeat("a", 5000) }),
+		container("log path of many parts", "log_path 6000", func(c *cri.ContainerConfig) { c.LogPath = strings.Repeat("a/", 3000) }),
 		container("command with NUL", "command", func(c *cri.ContainerConfig) { c.Command = []string{"a\x00b"} }),
 		container("argument too long", "command", func(c *cri.ContainerConfig) { c.Command = []string{"sh", strings.Repeat("a", 1<<18)} }),
 		container("working directory relative", "working_dir tmp", func(c *cri.ContainerConfig) { c.WorkingDir = "tmp" }),
@@ -255,7 +269,7 @@ func badContainers() []bad {
 		mount("option", invalid, "mount_options[0] suid", &cri.Mount{HostPath: "/etc", ContainerPath: "/x", MountOptions: []string{"suid"}}),
 		mount("absent image", absent, "ImageVolumeMountFailed", &cri.Mount{Image: &cri.ImageSpec{Image: "registry.test/none:1"}, ContainerPath: "/x", Readonly: true}),
 		mount("image path climbs", invalid, "ImageVolumeMountFailed ../..", &cri.Mount{Image: &cri.ImageSpec{Image: busybox}, ImageSubPath: "../..", ContainerPath: "/x", Readonly: true}),
-		mount("image path absent", codes.Unknown, "ImageVolumeMountFailed none", &cri.Mount{Image: &cri.ImageSpec{Image: busybox}, ImageSubPath: "none", ContainerPath: "/x", Readonly: true}),
+		mount("image path absent", absent, "ImageVolumeMountFailed none", &cri.Mount{Image: &cri.ImageSpec{Image: busybox}, ImageSubPath: "none", ContainerPath: "/x", Readonly: true}),
 		coded("device absent", absent, "/dev/none", func(c *cri.ContainerConfig) {
 			c.Devices = []*cri.Device{{HostPath: "/dev/none", ContainerPath: "/dev/none", Permissions: "rwm"}}
 		}),
@@ -269,6 +283,12 @@ func badContainers() []bad {
 		resources("memory negative", "memory_limit_in_bytes -5", &cri.LinuxContainerResources{MemoryLimitInBytes: -5}),
 		resources("swap below memory", "memory_swap_limit_in_bytes", &cri.LinuxContainerResources{MemoryLimitInBytes: 1 << 30, MemorySwapLimitInBytes: 1 << 20}),
 		resources("cpuset", "cpuset_cpus zero", &cri.LinuxContainerResources{CpusetCpus: "zero"}),
+		resources("absent CPU", "resources.cpuset_cpus 4000", &cri.LinuxContainerResources{CpusetCpus: "4000"}),
+		resources("absent memory node", "resources.cpuset_mems 63", &cri.LinuxContainerResources{CpusetMems: "0,63"}),
+		resources("absent huge pages", "resources.hugepage_limits[0].page_size 16MB", &cri.LinuxContainerResources{HugepageLimits: []*cri.HugepageLimit{{PageSize: "16MB", Limit: 16 << 20}}}),
+		resources("unified of no controller", "resources.unified nosuch.max", &cri.LinuxContainerResources{Unified: map[string]string{"nosuch.max": "1"}}),
+		resources("unified of no file", "resources.unified memory.nosuch", &cri.LinuxContainerResources{Unified: map[string]string{"memory.nosuch": "1"}}),
+		resources("memory of one byte", "memory_limit_in_bytes 1", &cri.LinuxContainerResources{MemoryLimitInBytes: 1}),
 		resources("cpu period", "cpu_period 7", &cri.LinuxContainerResources{CpuPeriod: 7, CpuQuota: 10000}),
 		resources("oom score", "oom_score_adj 1001", &cri.LinuxContainerResources{OomScoreAdj: 1001}),
 		resources("unified", "unified", &cri.LinuxContainerResources{Unified: map[string]string{"../memory.max": "1"}}),
@@ -285,6 +305,12 @@ func badContainers() []bad {
 		}),
 		security("user name 4294967296", "4294967296", func(sc *cri.LinuxContainerSecurityContext) { sc.RunAsUsername = "4294967296" }),
 		security("masked path", "masked_paths[0] etc", func(sc *cri.LinuxContainerSecurityContext) { sc.MaskedPaths = []string{"etc"} }),
+		security("pid of the node", "namespace_options.pid NODE", func(sc *cri.LinuxContainerSecurityContext) {
+			sc.NamespaceOptions = &cri.NamespaceOption{Pid: cri.NamespaceMode_NODE}
+		}),
+		security("user namespace in a pod that has none", "userns", func(sc *cri.LinuxContainerSecurityContext) {
+			sc.NamespaceOptions = &cri.NamespaceOption{Pid: cri.NamespaceMode_CONTAINER, UsernsOptions: &cri.UserNamespace{}}
+		}),
 		security("no process to join", "target_id", func(sc *cri.LinuxContainerSecurityContext) {
 			sc.NamespaceOptions = &cri.NamespaceOption{Pid: cri.NamespaceMode_TARGET}
 		}),

@@ -156,6 +156,23 @@ func badCalls() []bad {
 		call("UpdateContainerResources/"+name, invalid, words, func(f *fixtures) error { return f.update(f.running, r) })
 	}
 	update("cpuset", "cpuset 4000", &cri.LinuxContainerResources{CpusetCpus: "4000", CpuShares: 700})
+	for name, id := range map[string]func(f *fixtures) string{"running": func(f *fixtures) string { return f.running }, "created": created} {
+		for field, r := range map[string]*cri.LinuxContainerResources{
+			"cpuset_cpus":                  {CpusetCpus: "4000", CpuShares: 700},
+			"cpuset_mems":                  {CpusetMems: "63"},
+			"hugepage_limits[0].page_size": {HugepageLimits: []*cri.HugepageLimit{{PageSize: "16MB", Limit: 16 << 20}}},
+			"unified":                      {Unified: map[string]string{"nosuch.max": "1"}},
+		} {
+			call("UpdateContainerResources/"+field+" "+name, invalid, "resources."+field, func(f *fixtures) error {
+				before := f.status(id(f)).Resources.String()
+				err := f.update(id(f), r)
+				if after := f.status(id(f)).Resources.String(); after != before {
+					return fmt.Errorf("a refused update changed %s to %s", before, after)
+				}
+				return err
+			})
+		}
+	}
 	update("quota", "cpu_quota -7", &cri.LinuxContainerResources{CpuQuota: -7, CpuShares: 700})
 	start := func(name string, code codes.Code, words string, edit func(c *cri.ContainerConfig)) {
 		call("StartContainer/"+name, code, words, func(f *fixtures) error {
@@ -177,6 +194,9 @@ func badCalls() []bad {
 	start("command that is no program", invalid, "/etc/passwd", func(c *cri.ContainerConfig) { c.Command = []string{"/etc/passwd"} })
 	start("directory mounted on a file", invalid, "/bin/busybox", func(c *cri.ContainerConfig) {
 		c.Mounts = []*cri.Mount{{HostPath: "/etc", ContainerPath: "/bin/busybox"}}
+	})
+	start("memory that no process fits into", codes.ResourceExhausted, "memory limit 16384", func(c *cri.ContainerConfig) {
+		c.Linux.Resources = &cri.LinuxContainerResources{MemoryLimitInBytes: 16384}
 	})
 	start("working directory that is a file", invalid, "/etc/passwd", func(c *cri.ContainerConfig) { c.WorkingDir = "/etc/passwd" })
 	update("memory negative", "memory_limit_in_bytes -7", &cri.LinuxContainerResources{MemoryLimitInBytes: -7})

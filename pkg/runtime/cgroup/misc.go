@@ -143,7 +143,7 @@ func (t *txn) unified(key string) (dir, error) {
 		return dir{}, errs.New(errs.Unsupported, "invalid configuration: unified resource %q: this machine has no cgroup v2", key)
 	}
 	if controller == "cgroup" {
-		if rest != "max.depth" && rest != "max.descendants" {
+		if !isLimit(key) {
 			return dir{}, errs.New(errs.Invalid, "unified resource %q: it is not a limit", key)
 		}
 		return t.at(u)

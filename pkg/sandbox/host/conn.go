@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strconv"
 	"sync"
 	"syscall"
 
@@ -11,6 +12,7 @@ import (
 
 	"github.com/cri-server/cri-server/pkg/errs"
 	"github.com/cri-server/cri-server/pkg/runtime"
+	"github.com/cri-server/cri-server/pkg/runtime/cgroup"
 	"github.com/cri-server/cri-server/pkg/sandbox"
 	"github.com/cri-server/cri-server/pkg/shim"
 )
@@ -122,7 +124,22 @@ func (k *conn) Start(ctx context.Context, r *sandbox.StartRequest) (int, error) 
 		req.OOM = shim.OOMWatch{Event: watch.Event, Count: watch.Counter}
 	}
 	pid, err := k.c.Start(ctx, req)
-	return pid, p.Explain(err)
+	if err != nil {
+		return 0, outOfMemory(g, r.Spec, p.Explain(err))
+	}
+	return pid, nil
+}
+
+// outOfMemory says of a container that could not be launched that the kernel killed it for its memory, if it did.
+func outOfMemory(g *cgroup.Group, spec *specs.Spec, err error) error {
+	if n, oerr := g.OOMKills(); oerr != nil || n == 0 {
+		return err
+	}
+	limit := "that of a cgroup above"
+	if l := spec.Linux; l != nil && l.Resources != nil && l.Resources.Memory != nil && l.Resources.Memory.Limit != nil {
+		limit = strconv.FormatInt(*l.Resources.Memory.Limit, 10)
+	}
+	return errs.New(errs.Exhausted, "memory limit (%s): it is too small for a process to begin in, and the kernel killed this one. Raise it: %w", limit, err)
 }
 
 // mounts adds the pod's /dev/shm, which only the shim's mount namespace has, to the trees that come by descriptor.

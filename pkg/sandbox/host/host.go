@@ -77,6 +77,15 @@ func (m *Machine) CgroupExists(path string) bool {
 	return err == nil && g.Exists()
 }
 
+// CgroupOffer tells what limits a cgroup beside the one at path can have.
+func (m *Machine) CgroupOffer(path string) (*cgroup.Offer, error) {
+	g, err := m.cgroups.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	return g.Offer()
+}
+
 // UpdateCgroup changes limits, all or none; a memory limit below what the group needs is errs.Conflict. The
 // score is set for every process of the group.
 func (m *Machine) UpdateCgroup(_ context.Context, path string, res *specs.LinuxResources, oomScoreAdj *int) error {
