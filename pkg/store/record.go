@@ -19,6 +19,8 @@ import (
 	"strings"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/cri-server/cri-server/pkg/errs"
 )
 
@@ -115,13 +117,27 @@ func WriteFile(path string, data []byte, mode os.FileMode, sync bool) (err error
 	if err != nil {
 		return err
 	}
+	if !sync {
+		return replace(f.Name(), path)
+	}
 	if err = os.Rename(f.Name(), path); err != nil {
 		return err
 	}
-	if sync {
-		return SyncDir(dir)
+	return SyncDir(dir)
+}
+
+// replace renames tmp to path by exchanging the two. A rename onto a file makes ext4 write the new one's data out and
+// free the old one's blocks before it returns, which without a sync nobody asked for; the exchanged old file mostly
+// has none yet.
+func replace(tmp, path string) error {
+	switch err := unix.Renameat2(unix.AT_FDCWD, tmp, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE); err {
+	case nil:
+		return os.Remove(tmp)
+	case unix.ENOENT, unix.EINVAL, unix.ENOSYS: // nothing to replace, or a filesystem that cannot
+		return os.Rename(tmp, path)
+	default:
+		return &os.LinkError{Op: "rename", Old: tmp, New: path, Err: err}
 	}
-	return nil
 }
 
 // SyncDir flushes the names in dir to disk.

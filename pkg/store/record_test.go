@@ -47,6 +47,24 @@ func flip(b []byte, i int) []byte {
 	return c
 }
 
+func TestReplaceLeavesNothingBeside(t *testing.T) {
+	dir := t.TempDir()
+	p := filepath.Join(dir, "pod.json")
+	for i, sync := range []bool{false, false, true, false} {
+		want := body{Name: string(rune('a' + i))}
+		if err := schema.Write(p, want, sync); err != nil {
+			t.Fatal(err)
+		}
+		var got body
+		if err := schema.Read(p, &got); err != nil || got != want {
+			t.Fatalf("got %+v, %v", got, err)
+		}
+		if entries, _ := os.ReadDir(dir); len(entries) != 1 {
+			t.Fatalf("write %d left %v", i, entries)
+		}
+	}
+}
+
 func TestRecordVersions(t *testing.T) {
 	p := filepath.Join(t.TempDir(), "pod.json")
 	if err := (Schema{"pod", 3}).Write(p, body{}, false); err != nil {

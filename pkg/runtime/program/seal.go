@@ -10,8 +10,9 @@ import (
 	"github.com/cri-server/cri-server/pkg/sys"
 )
 
-// seals make a memfd what its maker wrote, for ever.
-const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
+// seals make a memfd what its maker wrote, for ever. Its maker has mapped none of it, so that "no writes from now on"
+// is as good as F_SEAL_WRITE, which would also wait until every processor has drained its lists of new pages.
+const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_FUTURE_WRITE
 
 // Seal writes the program's image to a file that can be executed and not changed: a sealed memfd, or
 // where policy forbids executable memfds an unlinked file on a private read-only tmpfs. The caller closes
