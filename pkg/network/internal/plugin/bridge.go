@@ -208,10 +208,13 @@ func (a *attachment) undo(ctx context.Context) error {
 	return errors.Join(link, a.rules.Remove(a.owner, nft.Masquerade, nft.Spoof), a.ipamDel(ctx, a.conf, a.call))
 }
 
-// makePair makes a veth pair with one end in the pod and the other, up, on the host.
+// makePair makes a veth pair with one end in the pod and the other on the host. Both are down: an end that is up while
+// the other is not has no carrier, and every look at it makes the kernel stop its queues, which waits for a grace
+// period. For want of a number it would make a queue for every processor and wait again to switch all but one off.
 func (a *attachment) makePair() error {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.Flags = VethName(a.suffix, a.call.ContainerID, a.call.IfName), a.conf.MTU, net.FlagUp
+	attrs.Name, attrs.MTU = VethName(a.suffix, a.call.ContainerID, a.call.IfName), a.conf.MTU
+	attrs.NumTxQueues, attrs.NumRxQueues = 1, 1
 	v := &netlink.Veth{LinkAttrs: attrs, PeerName: a.call.IfName, PeerNamespace: netlink.NsFd(int(a.ns.Fd())), PeerHardwareAddr: a.conf.mac}
 	err := a.host.LinkAdd(v)
 	if errors.Is(err, unix.EEXIST) && a.staleVeth(v.Name) {

@@ -141,10 +141,10 @@ func (a *attachment) configure() error {
 	a.peer = link.Attrs().HardwareAddr
 	if a.conf.IPAM.Type == "" {
 		if a.conf.DisableContainerInterface {
-			return nil
+			return a.hostUp()
 		}
-		if err := h.LinkSetUp(link); err != nil {
-			return fmt.Errorf("set %s up: %w", name, err)
+		if err := a.bothUp(h, link); err != nil {
+			return err
 		}
 		_, err := linkUp(h, link, true)
 		return err
@@ -172,8 +172,8 @@ func (a *attachment) addressAndUp(h *netlink.Handle, link netlink.Link) error {
 	if err != nil {
 		return err
 	}
-	if err := h.LinkSetUp(link); err != nil { // announces the addresses, by arp_notify
-		return fmt.Errorf("set %s up: %w", name, err)
+	if err := a.bothUp(h, link); err != nil { // announces the addresses, by arp_notify
+		return err
 	}
 	if _, err := linkUp(h, link, true); err != nil { // until then there is no IPv6
 		return fmt.Errorf("look up %s in the pod: %w", name, err)
@@ -184,6 +184,22 @@ func (a *attachment) addressAndUp(h *netlink.Handle, link netlink.Link) error {
 		}
 	}
 	return a.addRoutes(h, link)
+}
+
+// bothUp sets the pair up: the pod's end, and then the host's, which gives both their carrier.
+func (a *attachment) bothUp(h *netlink.Handle, link netlink.Link) error {
+	if err := h.LinkSetUp(link); err != nil {
+		return fmt.Errorf("set %s up: %w", link.Attrs().Name, err)
+	}
+	return a.hostUp()
+}
+
+// hostUp sets the host's end up. The host's socket works on any thread.
+func (a *attachment) hostUp() error {
+	if err := a.host.LinkSetUp(a.veth); err != nil {
+		return fmt.Errorf("set %s up: %w", a.veth.Attrs().Name, err)
+	}
+	return nil
 }
 
 // podSysctls are the settings of the pod's interface. A kernel without one of them is left as it is.
