@@ -30,7 +30,7 @@ func prepareExec(h host, o ExecOptions) (*Prepared, error) {
 
 func (c *compiler) exec(o *ExecOptions) error {
 	l := o.Spec.Linux
-	flags, err := c.planTarget(o)
+	flags, root, err := c.planTarget(o)
 	if err != nil {
 		return err
 	}
@@ -66,8 +66,15 @@ func (c *compiler) exec(o *ExecOptions) error {
 	}
 	c.begin(tasks)
 	c.hide()
-	c.p.Subject("join the container")
-	c.p.Call(unix.SYS_SETNS, num(c.target), num(flags))
+	if root != 0 { // while it is ours to enter: a user namespace may not be allowed to
+		c.p.Subject("enter the container's root")
+		c.p.Call(unix.SYS_FCHDIR, num(root))
+		c.p.Call(unix.SYS_CHROOT, c.p.Str("."))
+	}
+	if flags != 0 {
+		c.p.Subject("join the container")
+		c.p.Call(unix.SYS_SETNS, num(c.target), num(flags))
+	}
 	if userns {
 		c.becomeRoot()
 	}
@@ -85,24 +92,28 @@ func (c *compiler) exec(o *ExecOptions) error {
 }
 
 // planTarget opens the container's process, and finds the namespaces that differ from ours: joining one's
-// own user namespace is an error, and joining one's own PID namespace would cost a clone.
-func (c *compiler) planTarget(o *ExecOptions) (uintptr, error) {
+// own user namespace is an error, and joining one's own PID namespace would cost a clone. In a mount namespace
+// that is ours, the container has but its root: a child descriptor, or 0.
+func (c *compiler) planTarget(o *ExecOptions) (flags uintptr, root int, err error) {
 	pidfd := o.Pidfd
 	ours := pidfd == nil
 	if ours {
 		fd, err := unix.PidfdOpen(o.Pid, 0)
 		if err != nil {
-			return 0, errs.New(errs.NotFound, "exec in container %s: its process %d: %w", o.ID, o.Pid, err)
+			return 0, 0, errs.New(errs.NotFound, "exec in container %s: its process %d: %w", o.ID, o.Pid, err)
 		}
 		pidfd = os.NewFile(uintptr(fd), "pidfd")
 	}
 	c.target = c.files.add(pidfd, ours)
-	flags, err := c.host.foreign(o.Pid)
-	if err != nil {
-		return 0, fmt.Errorf("exec in container %s: %w", o.ID, err)
+	if flags, err = c.host.foreign(o.Pid); err != nil {
+		return 0, 0, fmt.Errorf("exec in container %s: %w", o.ID, err)
 	}
 	if flags&unix.CLONE_NEWNS == 0 {
-		return 0, errs.New(errs.Conflict, "exec in container %s: process %d is not in a mount namespace of its own", o.ID, o.Pid)
+		f, err := c.host.rootOf(o.Pid, pidfd)
+		if err != nil {
+			return 0, 0, errs.New(errs.NotFound, "exec in container %s: process %d has ended: %w", o.ID, o.Pid, err)
+		}
+		root = c.files.add(f, true)
 	}
-	return flags, nil
+	return flags, root, nil
 }

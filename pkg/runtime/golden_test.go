@@ -78,7 +78,8 @@ func (p *paper) newUserns(uids, gids []specs.LinuxIDMapping) (*os.File, error) {
 	p.say("make a user namespace %v %v", uids, gids)
 	return p.open(p.dir)
 }
-func (p *paper) foreign(pid int) (uintptr, error) { return uintptr(pid), nil }
+func (p *paper) foreign(pid int) (uintptr, error)       { return uintptr(pid), nil }
+func (p *paper) rootOf(int, *os.File) (*os.File, error) { return p.open(p.dir) }
 
 // hybrid is a machine with two v1 hierarchies and a v2 one.
 const hybrid = `30 23 0:26 / /sys/fs/cgroup ro,nosuid - tmpfs tmpfs ro,mode=755
@@ -359,7 +360,7 @@ func TestGolden(t *testing.T) {
 func TestGoldenExec(t *testing.T) {
 	p := newPaper(t)
 	pidfd := pidfds(p, specs.PIDNamespace)[specs.PIDNamespace]
-	for name, flags := range map[string]int{"exec": unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET, "exec-userns": unix.CLONE_NEWNS | unix.CLONE_NEWUSER} {
+	for name, flags := range map[string]int{"exec": unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET, "exec-userns": unix.CLONE_NEWNS | unix.CLONE_NEWUSER, "exec-host-mounts": unix.CLONE_NEWUTS} {
 		p.log.Reset()
 		s := bare()
 		proc := &specs.Process{Args: []string{"ls"}, Env: []string{"PATH=/bin"}, Cwd: "/w", Terminal: name == "exec", NoNewPrivileges: true}

@@ -29,6 +29,7 @@ type host interface {
 	oomScoreAdj() (int, error)
 	hierarchies() ([]hierarchy, error)
 	foreign(pid int) (uintptr, error)
+	rootOf(pid int, pidfd *os.File) (*os.File, error)
 	isUserns(f *os.File) bool
 	newUserns(uids, gids []specs.LinuxIDMapping) (*os.File, error)
 }
@@ -161,6 +162,19 @@ var nsLinks = []struct {
 }{
 	{"user", unix.CLONE_NEWUSER}, {"mnt", unix.CLONE_NEWNS}, {"pid", unix.CLONE_NEWPID}, {"net", unix.CLONE_NEWNET},
 	{"ipc", unix.CLONE_NEWIPC}, {"uts", unix.CLONE_NEWUTS}, {"cgroup", unix.CLONE_NEWCGROUP}, {"time", unix.CLONE_NEWTIME},
+}
+
+// rootOf opens the root directory of a process. What the pid named was that of pidfd when that lives on.
+func (machine) rootOf(pid int, pidfd *os.File) (*os.File, error) {
+	f, err := os.OpenFile("/proc/"+strconv.Itoa(pid)+"/root", unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.PidfdSendSignal(int(pidfd.Fd()), 0, nil, 0); err != nil {
+		f.Close()
+		return nil, os.NewSyscallError("pidfd_send_signal", err)
+	}
+	return f, nil
 }
 
 // foreign returns the namespaces of a process that are not this process's.

@@ -77,7 +77,7 @@ func (c *compiler) plan(o *Options, b *build) error {
 		return errs.New(errs.Unsupported, "container %s: a container needs a mount namespace: in the host's its mounts would outlive it", o.ID)
 	}
 	if b.ns.entered&unix.CLONE_NEWNS != 0 {
-		return errs.New(errs.Unsupported, "container %s: a mount namespace cannot be joined together with a new user namespace", o.ID)
+		return errs.New(errs.Unsupported, "container %s: a mount namespace cannot be joined together with a new user namespace, who may mount nothing there: make both new, or join both", o.ID)
 	}
 	c.latePID = b.ns.late()
 	b.userns = b.ns.all()&unix.CLONE_NEWUSER != 0

@@ -197,6 +197,10 @@ func TestNoNamespaces(t *testing.T) {
 		t.Errorf("mount namespace %s, ours is %s; root %s", theirs, ours, root)
 	}
 	b.ok("start", "c1")
+	b.wait("c1", statusRunning)
+	if out := b.ok("exec", "--cwd", "/tmp", "c1", "sh", "-c", "readlink /proc/self/ns/mnt; pwd; test -e "+root+" || echo inside"); out != ours+"\n/tmp\ninside\n" {
+		t.Errorf("exec: %s", out)
+	}
 	b.ok("delete", "-f", "c1")
 	if after, err := mountsAt(filepath.Join(b.bundle, "rootfs")); err != nil || after != before {
 		t.Errorf("%d mounts, %v; there were %d", after, err, before)
