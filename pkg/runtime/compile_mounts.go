@@ -92,13 +92,20 @@ func (c *compiler) setattr(fd program.Arg, flags int, set, clr, propagation uint
 	c.p.Call(unix.SYS_MOUNT_SETATTR, fd, c.p.Str(""), num(unix.AT_EMPTY_PATH|flags), c.p.Attr(set, clr, propagation), num(sizeofMountAttr))
 }
 
-func (c *compiler) compileMounts(root program.Arg, mounts []mountPlan) {
+// workbench is where trees are attached that are to be cloned, each on top of the one before: a clone has
+// what lies on a tree by then.
+type workbench struct {
+	path    string
+	visible bool // to others, so that it is cleared at once
+}
+
+func (c *compiler) compileMounts(root program.Arg, mounts []mountPlan, w workbench) {
 	for i := range mounts {
 		m := &mounts[i]
 		c.p.Subject("mount /" + m.dest)
 		switch m.kind {
 		case mountTree:
-			c.compileTree(root, m)
+			c.compileTree(root, m, w)
 		case mountFS:
 			c.compileFS(root, m)
 		case mountLinks:
@@ -112,13 +119,14 @@ func (c *compiler) compileMounts(root program.Arg, mounts []mountPlan) {
 	}
 }
 
-func (c *compiler) compileTree(root program.Arg, m *mountPlan) {
+func (c *compiler) compileTree(root program.Arg, m *mountPlan, w workbench) {
 	if m.isDir {
 		c.openDir(root, m.dest, c.dst)
 	} else {
 		c.openFile(root, m.dest, c.dst)
 	}
 	if m.anew {
+		c.attachAt(num(m.tree), w.path)
 		const clone = unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_EMPTY_PATH | unix.AT_RECURSIVE
 		c.p.Call(unix.SYS_OPEN_TREE, num(m.tree), c.p.Str(""), num(clone)).Save(c.aux)
 		if m.opts.propagation == unix.MS_UNBINDABLE {
@@ -136,6 +144,9 @@ func (c *compiler) compileTree(root program.Arg, m *mountPlan) {
 	}
 	if m.anew {
 		c.close(c.aux)
+		if w.visible {
+			c.p.Call(unix.SYS_UMOUNT2, c.p.Str(w.path), num(unix.MNT_DETACH))
+		}
 	}
 	c.close(c.dst)
 }

@@ -33,15 +33,9 @@ func (c *compiler) filesystem(o *Options, b *build) error {
 		c.makeVoid(void)
 		c.attachAt(void.Val(), spare) // only attached mounts can be cloned before 6.15
 	}
-	for i := range b.mounts {
-		if m := &b.mounts[i]; m.anew {
-			c.p.Subject("mount /" + m.dest)
-			c.attachAt(num(m.tree), spare)
-		}
-	}
 	c.p.Subject("attach the root filesystem")
 	c.attachAt(root, at)
-	c.compileMounts(root, b.mounts)
+	c.compileMounts(root, b.mounts, workbench{spare, spare == at})
 	if err := c.dev(o.Spec, b); err != nil {
 		return err
 	}

@@ -225,7 +225,7 @@ func (c *compiler) planAttrs(o *Options, b *build, m *specs.Mount, plan mountPla
 	}
 	plan.isDir = st.Mode&unix.S_IFMT == unix.S_IFDIR
 	opts := plan.opts
-	plan.anew = plan.anew || o.InOrder
+	plan.anew = plan.anew || o.InOrder && plan.isDir // a file has no place to be cloned from
 	// Private unless told otherwise: what is mounted below it here is nobody's business.
 	prop := opts.propagation
 	if prop == 0 || plan.anew && prop == unix.MS_UNBINDABLE { // which could not be cloned

@@ -49,7 +49,7 @@ type Options struct {
 	// HostVisible allows a configuration without a mount namespace: its mounts are made at Spec.Root.Path in
 	// the launcher's, where the caller removes them, and the root filesystem is entered by chroot.
 	HostVisible bool
-	// InOrder keeps the order of Spec.Mounts in /proc/self/mountinfo too, which costs three calls a bind mount.
+	// InOrder keeps the order of Spec.Mounts in /proc/self/mountinfo too, but for bound files, which costs three or four calls a bind mount.
 	InOrder bool
 	// NoPivot enters the root filesystem by chroot, for root filesystems that pivot_root refuses.
 	NoPivot bool
