@@ -21,21 +21,25 @@ func (g *Group) Apply(res *specs.LinuxResources) error {
 	if res == nil {
 		res = &specs.LinuxResources{}
 	}
-	return g.set(res, false, true)
+	return g.set(res, false, true, nil)
 }
 
 // Update changes the limits that res names, of a group with or without processes, and leaves the others.
 // When it fails the former values are in force again. Devices change only when res.Devices is not nil.
-func (g *Group) Update(res *specs.LinuxResources) error {
+func (g *Group) Update(res *specs.LinuxResources) error { return g.UpdateWith(res, nil) }
+
+// UpdateWith is Update that calls also once the values are in force: when that fails, the former ones are
+// restored and its error is returned.
+func (g *Group) UpdateWith(res *specs.LinuxResources, also func() error) error {
 	if res == nil {
-		return nil
+		res = &specs.LinuxResources{}
 	}
-	return g.set(res, true, res.Devices != nil)
+	return g.set(res, true, res.Devices != nil, also)
 }
 
 // set runs the writers of the parts that res names. The order is the kernel's reading order for none of
 // them depends on another, but unified comes last: it overrides.
-func (g *Group) set(res *specs.LinuxResources, update, devices bool) error {
+func (g *Group) set(res *specs.LinuxResources, update, devices bool, also func() error) error {
 	t := &txn{group: g, update: update}
 	defer t.close()
 	steps := []struct {
@@ -52,6 +56,7 @@ func (g *Group) set(res *specs.LinuxResources, update, devices bool) error {
 		{len(res.Rdma) > 0, setRdma},
 		{res.Network != nil, setNetwork},
 		{len(res.Unified) > 0, setUnified},
+		{also != nil, func(*txn, *specs.LinuxResources) error { return also() }},
 	}
 	for _, s := range steps {
 		if !s.on {

@@ -313,3 +313,37 @@ func transition(d dir, have, want filter) error {
 	}
 	return nil
 }
+
+// DeviceList is a device filter as a list of what it allows.
+type DeviceList struct {
+	List []AllowedDevice
+	Else bool // no list can say it: everything is allowed, with exceptions or without
+}
+
+// AllowedDevice names device nodes of a type ('b', 'c'), -1 for every number, and what may be done: of r, w, m.
+type AllowedDevice struct {
+	Type         byte
+	Major, Minor int64
+	Access       string
+}
+
+// AllowedDevices is the filter that Apply makes of the rules, default devices included.
+func AllowedDevices(list []specs.LinuxDeviceCgroup) (DeviceList, error) {
+	rules, err := parseRules(list)
+	if err != nil {
+		return DeviceList{}, err
+	}
+	f, err := build(rules)
+	if err != nil || f.allow {
+		return DeviceList{Else: true}, nil //nolint:nilerr // what v1 cannot say either is no failure on v2
+	}
+	var out DeviceList
+	told := map[devices]bool{}
+	for _, d := range f.order {
+		if a := f.except[d]; a != 0 && !told[d] {
+			told[d] = true
+			out.List = append(out.List, AllowedDevice{d.kind, d.major, d.minor, a.String()})
+		}
+	}
+	return out, nil
+}
