@@ -59,6 +59,15 @@ func (h *Host) Create(path string, opts CreateOptions) (*Group, error) {
 	return g, nil
 }
 
+// Create makes the group as Host.Create does.
+func (g *Group) Create(opts CreateOptions) error {
+	_, err := g.host.Create(g.path, opts)
+	return err
+}
+
+// Mode is how the group's machine has its controllers mounted.
+func (g *Group) Mode() Mode { return g.host.mode }
+
 // make makes the path in one hierarchy and appends to made what removes it.
 func (h *Host) make(t *hierarchy, path string, made *[]func()) error {
 	root, err := openat(t.root, ".", unix.O_PATH|unix.O_DIRECTORY)

@@ -30,7 +30,7 @@ type app struct {
 	root    string
 	rootSet bool
 	log     logger
-	systemd bool
+	manager string // of cgroups
 }
 
 // command is one of runc's verbs.
@@ -73,18 +73,17 @@ func Main(args []string, version string) int {
 
 func (a *app) globals(help, version *bool) []flag {
 	var criu, rootless string
-	return []flag{
+	return append([]flag{
 		boolean(&a.log.debug, "debug", "enable debug logging"),
 		text(&a.log.file, "log", "FILE", "write errors and warnings to this file too"),
 		text(&a.log.format, "log-format", "FORMAT", "format of the log: text or json"),
 		{names: []string{"root"}, arg: "DIR", usage: "directory for the state of containers (default " + defaultRoot + ")",
 			set: func(v string) error { a.root, a.rootSet = v, true; return nil }},
-		boolean(&a.systemd, "systemd-cgroup", "not supported here: cgroups are managed by cgroupfs"),
 		hidden(text(&rootless, "rootless", "MODE", "")),
 		hidden(text(&criu, "criu", "FILE", "")),
 		boolean(version, "version v", "print the version"),
 		boolean(help, "help h", "show this help"),
-	}
+	}, a.managerFlags()...)
 }
 
 func (a *app) run(args []string) error {
@@ -128,9 +127,6 @@ func commit() string {
 
 // settle checks what the global flags say.
 func (a *app) settle() error {
-	if a.systemd {
-		return errors.New("--systemd-cgroup is not supported: cgroups are managed by cgroupfs. Leave the flag away and give cgroupsPath as a path")
-	}
 	if a.rootSet {
 		abs, err := filepath.Abs(a.root)
 		if err != nil {

@@ -113,7 +113,8 @@ func TestTexts(t *testing.T) {
 		{"list --format xml", "invalid format option"},
 		{"run --what c1", "run: flag provided but not defined: -what"},
 		{"frobnicate", "No help topic for 'frobnicate'"},
-		{"--systemd-cgroup run c1", "--systemd-cgroup is not supported"},
+		{"--cgroup-manager=other list", "it is cgroupfs, systemd or disabled"},
+		{"--systemd-cgroup run --bundle " + bundle + " c1", "config.json not found"},
 		{"--root / list", "Option --root argument should not be set to /"},
 		{"--log-format xml list", "invalid log-format: xml"},
 	} {

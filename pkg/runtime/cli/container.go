@@ -19,6 +19,7 @@ import (
 	"github.com/cri-server/cri-server/pkg/runtime"
 	"github.com/cri-server/cri-server/pkg/runtime/cgroup"
 	"github.com/cri-server/cri-server/pkg/runtime/launch"
+	"github.com/cri-server/cri-server/pkg/runtime/systemd"
 )
 
 // What callers look for in the texts of these is runc's wording, which drivers of runc match.
@@ -46,12 +47,14 @@ type record struct {
 	Rootfs      string            `json:"rootfs"`
 	Created     time.Time         `json:"created"`
 	Annotations map[string]string `json:"annotations,omitempty"`
-	Boot        string            `json:"boot"`             // boot ID: pids of another boot are nobody's
-	Cgroup      string            `json:"cgroup"`           // named before it is made
-	Above       []string          `json:"above,omitempty"`  // groups above it that create makes too
-	Pid         int               `json:"pid,omitempty"`    // 0 while creating
-	Start       uint64            `json:"start,omitempty"`  // start time of Pid, in the kernel's ticks
-	OwnPID      bool              `json:"ownPid,omitempty"` // PID 1 of a namespace of its own, which its end ends
+	Boot        string            `json:"boot"`               // boot ID: pids of another boot are nobody's
+	Cgroup      string            `json:"cgroup"`             // named before it is made
+	Unit        *systemd.Unit     `json:"unit,omitempty"`     // with systemd: the scope whose cgroup it is
+	NoCgroup    bool              `json:"noCgroup,omitempty"` // it is in its creator's
+	Above       []string          `json:"above,omitempty"`    // groups above it that create makes too
+	Pid         int               `json:"pid,omitempty"`      // 0 while creating
+	Start       uint64            `json:"start,omitempty"`    // start time of Pid, in the kernel's ticks
+	OwnPID      bool              `json:"ownPid,omitempty"`   // PID 1 of a namespace of its own, which its end ends
 
 	// What the program was made with beside the configuration.
 	NoPivot   bool `json:"noPivot,omitempty"`
@@ -172,6 +175,11 @@ func (c *container) spec() (*specs.Spec, error) {
 
 // group is the container's cgroup.
 func (c *container) group() (*cgroup.Group, *cgroup.Host, error) {
+	if c.NoCgroup {
+		h := cgroup.Disabled()
+		g, err := h.At(c.ID)
+		return g, h, err
+	}
 	h, err := cgroup.Probe()
 	if err != nil {
 		return nil, nil, err
@@ -196,7 +204,18 @@ func (a *app) withGroup(id string, do func(*container, *cgroup.Group) error) err
 		return err
 	}
 	defer h.Close()
+	if c.NoCgroup {
+		return fmt.Errorf("container %s has no cgroup: it was created with --cgroup-manager=%s", c.ID, managerNone)
+	}
 	return do(c, g)
+}
+
+// where is the container's cgroup as a place for processes: none where it has none.
+func (c *container) where(g *cgroup.Group) runtime.Cgroup {
+	if c.NoCgroup {
+		return nil
+	}
+	return g
 }
 
 // pidfd opens the container's process. errNotRunning: it has ended, or there never was one.
@@ -258,10 +277,7 @@ func (c *container) destroy(ctx context.Context) error {
 		return err
 	}
 	defer h.Close()
-	if err := g.Kill(ctx); err != nil {
-		return err
-	}
-	if err := g.Delete(ctx); err != nil {
+	if err := c.removeGroup(ctx, g); err != nil {
 		return err
 	}
 	if err := c.Rdt.Remove(); err != nil {
@@ -270,10 +286,8 @@ func (c *container) destroy(ctx context.Context) error {
 	if err := c.unmount(); err != nil {
 		return err
 	}
-	for i := len(c.Above) - 1; i >= 0; i-- {
-		if up, err := h.At(c.Above[i]); err == nil {
-			up.Prune() // another container may be below it by now
-		}
+	if err := c.prune(ctx, h); err != nil {
+		return err
 	}
 	return removeState(c.dir)
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/cri-server/cri-server/pkg/runtime"
 	"github.com/cri-server/cri-server/pkg/runtime/cgroup"
 	"github.com/cri-server/cri-server/pkg/runtime/launch"
+	"github.com/cri-server/cri-server/pkg/runtime/systemd"
 	"github.com/cri-server/cri-server/pkg/sys"
 )
 
@@ -44,15 +45,19 @@ type creation struct {
 	keep          bool
 	stays         bool // run: this process, not start, opens the gate
 
-	c       *container
-	config  *specs.Spec
-	group   *cgroup.Group
-	host    *cgroup.Host
-	prep    *runtime.Prepared
-	proc    *launch.Process
-	console *console
-	rdt     []*os.File     // tasks files of resctrl groups
-	signals chan os.Signal // for the container's process, when we stay
+	c          *container
+	config     *specs.Spec
+	cgroup     string // where its cgroup is to be
+	unit       *systemd.Unit
+	scope      *systemd.Scope
+	properties []systemd.Property // that the configuration asks for
+	group      *cgroup.Group
+	host       *cgroup.Host
+	prep       *runtime.Prepared
+	proc       *launch.Process
+	console    *console
+	rdt        []*os.File     // tasks files of resctrl groups
+	signals    chan os.Signal // for the container's process, when we stay
 }
 
 func (cr *creation) flags() []flag {
@@ -164,6 +169,9 @@ func (cr *creation) read() error {
 	if err := runtime.CheckHooks(cr.config.Hooks); err != nil {
 		return err
 	}
+	if err := cr.place(); err != nil {
+		return err
+	}
 	cr.dropLabels()
 	return checkTerminal(cr.config.Process.Terminal, cr.detach, cr.consoleSocket)
 }
@@ -230,7 +238,7 @@ func (cr *creation) claim() error {
 	}
 	c.record = record{
 		Version: recordVersion, ID: cr.id, Bundle: cr.bundle, Rootfs: cr.rootfs(), Created: time.Now().UTC(),
-		Annotations: cr.config.Annotations, Boot: bootID(), Cgroup: cgroupPath(cr.config.Linux.CgroupsPath, cr.id),
+		Annotations: cr.config.Annotations, Boot: bootID(), Cgroup: cr.cgroup, Unit: cr.unit, NoCgroup: cr.app.manager == managerNone,
 	}
 	for _, n := range cr.config.Linux.Namespaces {
 		c.OwnPID = c.OwnPID || n.Type == specs.PIDNamespace && n.Path == ""
@@ -251,7 +259,7 @@ func (cr *creation) intend() error {
 		return err
 	}
 	cr.group, cr.host = g, h
-	if g.Exists() {
+	if !cr.c.NoCgroup && g.Exists() {
 		pids, err := g.Pids()
 		if err != nil {
 			return err
@@ -263,7 +271,9 @@ func (cr *creation) intend() error {
 			return errors.New("container's cgroup unexpectedly frozen")
 		}
 	}
-	cr.c.Cgroup = g.Path()
+	if !cr.c.NoCgroup {
+		cr.c.Cgroup = g.Path()
+	}
 	for up := path.Dir(g.Path()); up != "/"; up = path.Dir(up) {
 		if above, err := h.At(up); err == nil && !above.Exists() {
 			cr.c.Above = append(cr.c.Above, up)
@@ -309,17 +319,10 @@ func cgroupPath(configured, id string) string {
 
 // prepare makes and limits the cgroup, and compiles the program.
 func (cr *creation) prepare() error {
-	var opts cgroup.CreateOptions
-	if owner, ok := delegate(cr.config); ok {
-		opts.Owner = &owner
-	}
 	if err := fault.At("runtime/cgroup"); err != nil {
 		return err
 	}
-	if _, err := cr.host.Create(cr.c.Cgroup, opts); err != nil {
-		return err
-	}
-	if err := cr.group.Apply(cr.config.Linux.Resources); err != nil {
+	if err := cr.limit(); err != nil {
 		return err
 	}
 	extra, env, err := extraFiles(cr.preserve)
@@ -352,7 +355,7 @@ func (cr *creation) prepare() error {
 
 func (cr *creation) options(extra []*os.File, out [2]*os.File) runtime.Options {
 	return runtime.Options{
-		ID: cr.id, Spec: cr.config, Bundle: cr.bundle, Cgroup: cr.group, Gate: true, NoPivot: cr.noPivot,
+		ID: cr.id, Spec: cr.config, Bundle: cr.bundle, Cgroup: cr.c.where(cr.group), Gate: true, NoPivot: cr.noPivot,
 		NoKeyring: cr.noKeyring, ExtraFiles: extra, StdioOwner: true,
 		Detached: !cr.stays, HookOutput: out, RdtTasks: cr.rdt,
 		HostVisible: true, InOrder: true,
@@ -417,6 +420,10 @@ func (cr *creation) launch() error {
 		return cr.prep.Explain(err)
 	}
 	if err := fault.At("runtime/launch"); err != nil {
+		return err
+	}
+	if err := cr.adopt(); err != nil {
+		_ = cr.proc.Close()
 		return err
 	}
 	if err := cr.hooksInBetween(); err != nil {

@@ -141,8 +141,8 @@ func (e *execution) start(c *container, spec *specs.Spec, proc *specs.Process) (
 	}
 	proc.Env = environ(append(proc.Env, env...), root, proc.User.UID)
 	root.Close()
-	var place runtime.Cgroup = g
-	if e.ignorePaused {
+	place := g
+	if e.ignorePaused && g != nil {
 		place = struct{ runtime.Cgroup }{g} // without the method by which a paused group is refused: it waits instead
 	}
 	// The gate keeps the process from writing before its terminal is set up.
@@ -193,8 +193,11 @@ func (e *execution) announce(p *launch.Process, con *console) error {
 // group is the cgroup that the process is to be in.
 func (e *execution) group(c *container) (runtime.Cgroup, *cgroup.Host, error) {
 	g, h, err := c.group()
-	if err != nil || len(e.cgroup) == 0 {
-		return g, h, err
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(e.cgroup) == 0 || c.NoCgroup {
+		return c.where(g), h, nil
 	}
 	sub, err := parseSubgroup(g, h, e.cgroup)
 	if err != nil {

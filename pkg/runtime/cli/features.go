@@ -30,7 +30,7 @@ func known() *features.Features {
 		MountOptions: runtime.MountOptions(),
 		Linux: &features.Linux{
 			Capabilities: runtime.Capabilities(),
-			Cgroup:       &features.Cgroup{V1: &yes, V2: &yes, Systemd: &no, SystemdUser: &no, Rdma: &yes},
+			Cgroup:       &features.Cgroup{V1: &yes, V2: &yes, Systemd: &yes, SystemdUser: &no, Rdma: &yes},
 			Seccomp: &features.Seccomp{Enabled: &yes, Actions: words(seccomp.Actions()), Operators: words(seccomp.Operators()),
 				Archs: words(seccomp.Archs()), KnownFlags: words(seccomp.Flags()), SupportedFlags: words(seccomp.Flags())},
 			Apparmor:        &features.Apparmor{Enabled: &yes},

@@ -109,7 +109,7 @@ func (c *container) explain(failure error) error {
 		return failure
 	}
 	again, err := runtime.Prepare(context.Background(), runtime.Options{
-		ID: c.ID, Spec: spec, Bundle: c.Bundle, Cgroup: g, Gate: true, StdioOwner: true, Detached: true, HookOutput: out, HostVisible: true, InOrder: true,
+		ID: c.ID, Spec: spec, Bundle: c.Bundle, Cgroup: c.where(g), Gate: true, StdioOwner: true, Detached: true, HookOutput: out, HostVisible: true, InOrder: true,
 		RdtTasks: slices.Repeat([]*os.File{os.Stdin}, c.Rdt.Groups()), NoPivot: c.NoPivot, NoKeyring: c.NoKeyring, ExtraFiles: slices.Repeat([]*os.File{os.Stdin}, c.Extra),
 	})
 	if err != nil {
@@ -193,7 +193,7 @@ func (c *container) signal(sig syscall.Signal, all bool) error {
 		return err
 	}
 	defer h.Close()
-	if sig == unix.SIGKILL && (all || !c.OwnPID) {
+	if sig == unix.SIGKILL && (all || !c.OwnPID) && !c.NoCgroup {
 		pids, err := g.Pids()
 		if err != nil {
 			return err
@@ -205,7 +205,7 @@ func (c *container) signal(sig syscall.Signal, all bool) error {
 		defer cancel()
 		return g.Kill(ctx)
 	}
-	if all {
+	if all && !c.NoCgroup {
 		return signalAll(g, sig)
 	}
 	pidfd, err := c.pidfd()
@@ -219,7 +219,7 @@ func (c *container) signal(sig syscall.Signal, all bool) error {
 		}
 		return os.NewSyscallError("pidfd_send_signal", err)
 	}
-	if sig == unix.SIGKILL { // of a frozen process, v1 delivers it when it is thawed
+	if sig == unix.SIGKILL && !c.NoCgroup { // of a frozen process, v1 delivers it when it is thawed
 		return g.Thaw()
 	}
 	return nil

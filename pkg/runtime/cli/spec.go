@@ -155,7 +155,7 @@ func setupUpdate(a *app) ([]flag, func([]string) error) {
 			if err != nil {
 				return err
 			}
-			return g.Update(res)
+			return c.update(g, res)
 		})
 	}
 }

@@ -30,7 +30,6 @@ type Scope struct {
 	Unit
 	Description string
 	Group       *cgroup.Group // the cgroup at Path
-	Host        *cgroup.Host
 	Resources   *specs.LinuxResources
 	Create      cgroup.CreateOptions
 	Extra       []Property // beside those of the resources, over them
@@ -38,7 +37,7 @@ type Scope struct {
 
 // Prepare makes and limits the group, for a process to be born in it. Who fails after that deletes the group.
 func (s *Scope) Prepare() error {
-	if _, err := s.Host.Create(s.Group.Path(), s.Create); err != nil {
+	if err := s.Group.Create(s.Create); err != nil {
 		return err
 	}
 	return s.Group.Apply(Round(s.Resources))
@@ -53,7 +52,7 @@ func (s *Scope) Adopt(ctx context.Context, pid int) error {
 		return err
 	}
 	defer c.Close()
-	props, err := ForScope(s.Resources, s.Host.Mode() == cgroup.V2, c.Version(ctx))
+	props, err := ForScope(s.Resources, s.Group.Mode() == cgroup.V2, c.Version(ctx))
 	if err != nil {
 		return err
 	}
@@ -64,7 +63,7 @@ func (s *Scope) Adopt(ctx context.Context, pid int) error {
 }
 
 // Update changes the limits that res names, in the kernel and in what systemd knows of the unit: both or none.
-func Update(ctx context.Context, u Unit, g *cgroup.Group, h *cgroup.Host, res *specs.LinuxResources) error {
+func Update(ctx context.Context, u Unit, g *cgroup.Group, res *specs.LinuxResources) error {
 	if res == nil {
 		return nil
 	}
@@ -74,7 +73,7 @@ func Update(ctx context.Context, u Unit, g *cgroup.Group, h *cgroup.Host, res *s
 		return err
 	}
 	defer c.Close()
-	props, err := ForUpdate(res, h.Mode() == cgroup.V2, c.Version(ctx))
+	props, err := ForUpdate(res, g.Mode() == cgroup.V2, c.Version(ctx))
 	if err != nil {
 		return err
 	}
@@ -96,4 +95,23 @@ func Forget(ctx context.Context, u Unit) error {
 	}
 	defer c.Close()
 	return c.Stop(ctx, u.Name)
+}
+
+// Active names the units that match the pattern and are started or being so. Without a systemd that answers there
+// are none.
+func Active(ctx context.Context, user bool, pattern string) (map[string]bool, error) {
+	c, err := Dial(ctx, user)
+	if errs.Is(err, errs.Unavailable) {
+		return map[string]bool{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	list, err := c.List(ctx, pattern)
+	active := map[string]bool{}
+	for _, u := range list {
+		active[u.Name] = u.State != "inactive" && u.State != "failed"
+	}
+	return active, err
 }

@@ -1,0 +1,174 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/cri-server/cri-server/pkg/runtime/cgroup"
+	"github.com/cri-server/cri-server/pkg/runtime/systemd"
+)
+
+// Who manages the cgroup of a container.
+const (
+	managerFiles   = "cgroupfs" // we alone
+	managerSystemd = "systemd"  // systemd knows a scope of it
+	managerNone    = "disabled" // it stays in the caller's
+)
+
+// managerFlags are runc's and crun's ways to say it.
+func (a *app) managerFlags() []flag {
+	return []flag{
+		{names: []string{"systemd-cgroup"}, usage: "let systemd know of cgroups: cgroupsPath is slice:prefix:name", set: func(v string) error {
+			if v == "true" {
+				a.manager = managerSystemd
+			}
+			return nil
+		}},
+		{names: []string{"cgroup-manager"}, arg: "NAME", usage: "who manages cgroups: cgroupfs, systemd or disabled", set: func(v string) error {
+			switch v {
+			case managerFiles, managerSystemd, managerNone:
+				a.manager = v
+				return nil
+			}
+			return errors.New("it is cgroupfs, systemd or disabled")
+		}},
+	}
+}
+
+// place settles where the container's cgroup will be, and who else is to know of it.
+func (cr *creation) place() error {
+	l := cr.config.Linux
+	switch cr.app.manager {
+	case managerNone:
+		return nil
+	case managerSystemd:
+	default:
+		cr.cgroup = cgroupPath(l.CgroupsPath, cr.id)
+		return nil
+	}
+	if !systemd.Booted() {
+		return errors.New("systemd not running on this host, cannot use systemd cgroups manager")
+	}
+	unit, err := systemd.ParsePath(l.CgroupsPath, cr.id, os.Geteuid() != 0)
+	if err != nil {
+		return err
+	}
+	if cr.properties, err = systemd.Annotations(cr.config.Annotations); err != nil {
+		return err
+	}
+	cr.unit = &unit
+	cr.cgroup, err = systemd.Path(context.Background(), unit)
+	return err
+}
+
+// limit makes the cgroup and sets its limits. The process is born in it, whoever manages it, so it is never without.
+func (cr *creation) limit() error {
+	if cr.app.manager == managerNone {
+		return nil
+	}
+	var opts cgroup.CreateOptions
+	if owner, ok := delegate(cr.config); ok {
+		opts.Owner = &owner
+	}
+	if cr.unit != nil {
+		cr.scope = &systemd.Scope{
+			Unit: *cr.unit, Description: "libcontainer container " + cr.id, // as runc has it
+			Group: cr.group, Resources: cr.config.Linux.Resources, Create: opts, Extra: cr.properties,
+		}
+		return cr.scope.Prepare()
+	}
+	if _, err := cr.host.Create(cr.c.Cgroup, opts); err != nil {
+		return err
+	}
+	return cr.group.Apply(cr.config.Linux.Resources)
+}
+
+// adopt makes systemd know the scope of the process, which waits at its first gate.
+func (cr *creation) adopt() error {
+	if cr.scope == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), teardown)
+	defer cancel()
+	return cr.scope.Adopt(ctx, cr.proc.Pid)
+}
+
+// removeGroup kills what is in the container's cgroup and removes it. Systemd forgets its scope.
+func (c *container) removeGroup(ctx context.Context, g *cgroup.Group) error {
+	if c.NoCgroup {
+		return c.end(ctx)
+	}
+	if err := g.Kill(ctx); err != nil {
+		return err
+	}
+	if c.Unit != nil {
+		if err := systemd.Forget(ctx, *c.Unit); err != nil {
+			return err
+		}
+	}
+	return g.Delete(ctx)
+}
+
+// prune removes those groups above the container's that create made and that are nobody's: a slice that systemd
+// has started is its own.
+func (c *container) prune(ctx context.Context, h *cgroup.Host) error {
+	var active map[string]bool
+	for i := len(c.Above) - 1; i >= 0; i-- {
+		up, err := h.At(c.Above[i])
+		if err != nil || !up.Exists() {
+			continue
+		}
+		if c.Unit != nil {
+			if active == nil {
+				if active, err = systemd.Active(ctx, c.Unit.User, "*.slice"); err != nil {
+					return err
+				}
+			}
+			if active[filepath.Base(c.Above[i])] {
+				continue
+			}
+		}
+		up.Prune() // another container may be below it by now
+	}
+	return nil
+}
+
+// end kills a container's first process where no cgroup says what else there is, and waits for its end.
+func (c *container) end(ctx context.Context) error {
+	pidfd, err := c.pidfd()
+	if errors.Is(err, errNotRunning) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer pidfd.Close()
+	if err := unix.PidfdSendSignal(int(pidfd.Fd()), unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return os.NewSyscallError("pidfd_send_signal", err)
+	}
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd.Fd()), Events: unix.POLLIN}}, 100)
+		if n > 0 || err != nil && err != unix.EINTR {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("kill process %d: %w", c.Pid, ctx.Err())
+		}
+	}
+}
+
+// update changes limits, where systemd manages the cgroup in what it knows too.
+func (c *container) update(g *cgroup.Group, res *specs.LinuxResources) error {
+	if c.Unit == nil {
+		return g.Update(res)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), teardown)
+	defer cancel()
+	return systemd.Update(ctx, *c.Unit, g, res)
+}
