@@ -62,8 +62,8 @@ func (m *Manager) CreateContainer(ctx context.Context, podID string, config *cri
 	id, err := m.joins.join(ctx, key, m.goDo, func(ctx context.Context) (string, error) {
 		return m.createContainer(ctx, pod.ID, config)
 	})
-	if err == nil && awaited(ctx) {
-		m.live.container(id).answers.made.Store(true)
+	if err == nil {
+		m.live.container(id).answers.made.give(ctx)
 	}
 	return id, err
 }
@@ -114,7 +114,7 @@ func (m *Manager) sameContainer(ctx context.Context, podID string, config *cri.C
 			}
 			continue
 		}
-		lost := !m.live.container(c.ID).answers.made.Load()
+		lost := !m.live.container(c.ID).answers.made.heard()
 		if lost && c.StartedAt.IsZero() && !c.exited() && !c.Removing && sameRequest(c.Config.M, config) {
 			return c.ID, nil
 		}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -29,10 +28,6 @@ type livePod struct {
 	lost      bool // its holder has died
 	answers   answers
 }
-
-// answers are the requests whose success this process has told its client. A request repeated after its answer was
-// lost (to a deadline, to a restart) gets it again; one repeated after that is a conflict.
-type answers struct{ made, started atomic.Bool }
 
 func (p *livePod) get() (Shim, int) {
 	p.mu.Lock()

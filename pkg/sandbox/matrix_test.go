@@ -296,6 +296,49 @@ func TestAnswerThatCameTooLateIsGivenAgain(t *testing.T) {
 	w.clean()
 }
 
+// TestAnswerThatNobodyHeardIsGivenAgain is a caller that left when the call was over and its answer not there yet.
+func TestAnswerThatNobodyHeardIsGivenAgain(t *testing.T) {
+	w := newWorld(t)
+	left := false
+	caller := WithUnheard(w.ctx, func(until time.Time) bool { return left && time.Until(until) > 0 })
+	pod, err := w.mgr.RunPod(caller, podConfig("a"), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.mgr.RunPod(caller, podConfig("a"), ""); !errs.Is(err, errs.Exists) {
+		t.Errorf("a pod again, whose caller heard of it: %v", err)
+	}
+	left = true
+	other := podConfig("a")
+	other.Hostname = "other"
+	if _, err := w.mgr.RunPod(w.ctx, other, ""); !errs.Is(err, errs.Exists) {
+		t.Errorf("another pod of the name: %v", err)
+	}
+	if again, err := w.mgr.RunPod(w.ctx, podConfig("a"), ""); err != nil || again != pod {
+		t.Errorf("the retry of a pod: %q, %v; want %q", again, err, pod)
+	}
+	if _, err := w.mgr.RunPod(w.ctx, podConfig("a"), ""); !errs.Is(err, errs.Exists) {
+		t.Errorf("a pod once more, after the retry was answered: %v", err)
+	}
+	c, err := w.mgr.CreateContainer(caller, pod, containerConfig("c"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := w.mgr.CreateContainer(caller, pod, containerConfig("c"), nil); err != nil || again != c {
+		t.Errorf("the retry of a container: %q, %v; want %q", again, err, c)
+	}
+	if err := w.mgr.StartContainer(caller, c); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.mgr.StartContainer(w.ctx, c); err != nil {
+		t.Errorf("the retry of a start: %v", err)
+	}
+	if err := w.mgr.StartContainer(w.ctx, c); !errs.Is(err, errs.Conflict) {
+		t.Errorf("a start once more: %v", err)
+	}
+	w.clean()
+}
+
 func waiters(m *Manager) int {
 	m.joins.mu.Lock()
 	defer m.joins.mu.Unlock()

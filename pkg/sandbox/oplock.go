@@ -3,7 +3,6 @@ package sandbox
 import (
 	"context"
 	"sync"
-	"time"
 )
 
 // opLocks hands out one lock per object ID. Whoever needs two takes the pod's first. A lock is held while an object
@@ -125,17 +124,4 @@ func (f *flights) leave(fl *flight) {
 		fl.gone = true
 		fl.cancel()
 	}
-}
-
-// answerMargin is what an answer may need to reach its caller on a busy machine.
-const answerMargin = time.Second
-
-// awaited says whether the caller is still there for the answer of a create. One whose time limit is about to end may
-// have given up already, and its retry must not find the name taken by what it never heard of.
-func awaited(ctx context.Context) bool {
-	if ctx.Err() != nil {
-		return false
-	}
-	limit, ok := ctx.Deadline()
-	return !ok || time.Until(limit) > answerMargin
 }

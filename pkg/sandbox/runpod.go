@@ -54,8 +54,8 @@ func (m *Manager) RunPod(ctx context.Context, config *cri.PodSandboxConfig, hand
 	id, err := m.joins.join(ctx, key, m.goDo, func(ctx context.Context) (string, error) {
 		return m.runPod(ctx, config, handler)
 	})
-	if err == nil && awaited(ctx) {
-		m.live.pod(id).answers.made.Store(true)
+	if err == nil {
+		m.live.pod(id).answers.made.give(ctx)
 	}
 	return id, err
 }
@@ -117,7 +117,7 @@ func (m *Manager) samePod(ctx context.Context, config *cri.PodSandboxConfig, han
 			}
 			continue
 		}
-		lost := !m.live.pod(id).answers.made.Load() && len(s.containersOf(id)) == 0
+		lost := !m.live.pod(id).answers.made.heard() && len(s.containersOf(id)) == 0
 		if lost && p.rec.ready() && !p.rec.Removing && p.rec.Handler == handler && proto.Equal(p.rec.Config.M, config) {
 			return id, nil
 		}

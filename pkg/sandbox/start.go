@@ -47,7 +47,7 @@ func (m *Manager) StartContainer(ctx context.Context, id string) error {
 	}
 	err = m.finish(ctx, rec.ID, func(ctx context.Context) error { return m.startContainer(ctx, rec.ID) })
 	if err == nil {
-		m.live.container(rec.ID).answers.started.Store(true)
+		m.live.container(rec.ID).answers.started.give(ctx)
 	}
 	return err
 }
@@ -57,7 +57,7 @@ func (m *Manager) startContainer(ctx context.Context, id string) error {
 	if c == nil {
 		return errs.New(errs.NotFound, "container %s: no such container", id)
 	}
-	if c.rec.running() && !m.live.container(id).answers.started.Load() {
+	if c.rec.running() && !m.live.container(id).answers.started.heard() {
 		return nil // the answer to an earlier request was lost
 	}
 	if state := c.pub.State(); state != Created || c.rec.Removing {

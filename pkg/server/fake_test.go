@@ -34,7 +34,8 @@ type fake struct {
 	panics     bool
 	auth       *image.Auth
 	timeout    time.Duration
-	output     []byte // of ExecSync
+	output     []byte               // of ExecSync
+	unheard    func(time.Time) bool // of the last RunPod
 }
 
 func (f *fake) call(parts ...string) error {
@@ -47,7 +48,10 @@ func (f *fake) call(parts ...string) error {
 	return f.fail
 }
 
-func (f *fake) RunPod(_ context.Context, c *cri.PodSandboxConfig, handler string) (string, error) {
+func (f *fake) RunPod(ctx context.Context, c *cri.PodSandboxConfig, handler string) (string, error) {
+	f.mu.Lock()
+	f.unheard = sandbox.Unheard(ctx)
+	f.mu.Unlock()
 	return "new-pod", f.call("RunPod", c.GetMetadata().GetName(), handler)
 }
 func (f *fake) StopPod(_ context.Context, id string) error   { return f.call("StopPod", id) }

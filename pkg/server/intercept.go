@@ -19,7 +19,7 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	log := klog.FromContext(ctx).WithValues(append([]any{"method", path.Base(info.FullMethod)}, subject(req)...)...)
 	end := s.metrics.begin(path.Base(info.FullMethod))
 	err = s.guard(log, info.FullMethod, func() (e error) {
-		resp, e = handler(klog.NewContext(ctx, log), req)
+		resp, e = handler(klog.NewContext(withResets(ctx), log), req)
 		return e
 	})
 	finish(log, info.FullMethod, end(status.Code(err)), err)

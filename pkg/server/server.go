@@ -78,6 +78,7 @@ var (
 func New(cfg Config) *Server {
 	s := &Server{cfg: cfg, metrics: newRequestMetrics(cfg.Metrics), done: make(chan struct{})}
 	s.grpc = grpc.NewServer(
+		grpc.Creds(newWatching()),
 		grpc.MaxRecvMsgSize(MaxMessage),
 		grpc.MaxSendMsgSize(MaxMessage),
 		grpc.ChainUnaryInterceptor(s.unary),

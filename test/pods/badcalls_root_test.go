@@ -287,42 +287,60 @@ func TestRefusedReopenMakesNoFile(t *testing.T) {
 	f.removeAll()
 }
 
-// TestCancelledCalls gives up on requests at all sorts of moments: what was half made goes away, or the same request finds it.
+// TestCancelledCalls gives up on requests at all sorts of moments, those right around the answer among them: what was
+// half made goes away, or the same request finds it. None finds its name taken by what nobody heard of.
 func TestCancelledCalls(t *testing.T) {
 	n := newNode(t)
-	for delay := time.Millisecond; delay < 40*time.Millisecond; delay += 3 * time.Millisecond {
-		config := n.configA()
-		ctx, cancel := context.WithTimeout(n.ctx, delay)
-		_, _ = n.rt.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: config})
-		cancel()
-		pod := n.agreed(n.tryPod(config))
-		ctx, cancel = context.WithTimeout(n.ctx, delay/4)
-		c := containerConfig(config, "one", "exec sleep 1000")
-		_, _ = n.rt.CreateContainer(ctx, &cri.CreateContainerRequest{PodSandboxId: pod, Config: c, SandboxConfig: config})
-		cancel()
-		id := n.agreed(n.tryCreate(pod, c, config))
-		ctx, cancel = context.WithTimeout(n.ctx, delay/4)
-		_, _ = n.rt.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: id})
-		cancel()
-		ctx, cancel = context.WithTimeout(n.ctx, delay/2)
-		_, _ = n.rt.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: pod})
-		cancel()
-		n.removePod(pod)
-		n.clean()
-	}
-}
-
-// agreed is the id of what a repeated request made, or finds made by the one whose answer nobody waited for.
-func (n *node) agreed(id string, err error) string {
-	n.t.Helper()
-	if status.Code(err) == codes.AlreadyExists {
-		if cs := n.containers(); len(cs) > 0 {
-			return cs[0].Id
+	unheard := 0
+	// short calls, and gives up after the limit: the server knows of no time limit. Who was not answered asks again.
+	short := func(limit time.Duration, call func(ctx context.Context) error) {
+		t.Helper()
+		ctx, cancel := context.WithCancel(n.ctx)
+		defer cancel()
+		defer time.AfterFunc(limit, cancel).Stop()
+		if err := call(ctx); err == nil {
+			return
 		}
-		return n.pods()[0].Id
+		unheard++
+		if err := call(n.ctx); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if err != nil {
-		n.t.Fatal(err)
+	took := func(call func() error) time.Duration {
+		begin := time.Now()
+		if err := call(); err != nil {
+			t.Fatal(err)
+		}
+		return time.Since(begin)
 	}
-	return id
+	usual := took(func() error { _, err := n.tryPod(n.configA()); return err })
+	n.removeAll()
+	for i := range 16 {
+		at := func(d time.Duration) time.Duration { return d * time.Duration(5+10*i) / 100 } // from the beginning to well after
+		config, pod, id := n.configA(), "", ""
+		short(at(usual), func(ctx context.Context) error {
+			r, err := n.rt.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: config})
+			pod = r.GetPodSandboxId()
+			return err
+		})
+		short(at(usual)/4, func(ctx context.Context) error {
+			c := containerConfig(config, "one", "exec sleep 1000")
+			r, err := n.rt.CreateContainer(ctx, &cri.CreateContainerRequest{PodSandboxId: pod, Config: c, SandboxConfig: config})
+			id = r.GetContainerId()
+			return err
+		})
+		short(at(usual)/4, func(ctx context.Context) error {
+			_, err := n.rt.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: id})
+			return err
+		})
+		short(at(usual)/2, func(ctx context.Context) error {
+			_, err := n.rt.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: pod})
+			return err
+		})
+		n.removePod(pod)
+	}
+	if unheard == 0 {
+		t.Error("every call was answered in time")
+	}
+	n.clean()
 }
