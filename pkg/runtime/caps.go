@@ -148,6 +148,15 @@ func (c *compiler) groups(pl *processPlan, u specs.User) {
 		list = append(list, byte(g), byte(g>>8), byte(g>>16), byte(g>>24))
 	}
 	c.p.Call(unix.SYS_SETGROUPS, num(len(u.AdditionalGids)), c.p.Bytes(list))
+	c.hint(func(e syscall.Errno) error {
+		switch e {
+		case unix.EPERM: // runc's words; the rest says which
+			return wrapErrno(e, "cannot set any additional groups in a rootless container: its user namespace denies setgroups")
+		case unix.EINVAL:
+			return wrapErrno(e, "set additional groups %v: one is not mapped in the container's user namespace", u.AdditionalGids)
+		}
+		return wrapErrno(e, "set additional groups %v", u.AdditionalGids)
+	})
 }
 
 func unmapped(what string, id uint32) hint {

@@ -73,7 +73,16 @@ func (c *compiler) planCgroup(o *Options, b *build, plan mountPlan) error {
 		return err
 	}
 	flags := plan.opts.flags | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
-	if len(list) == 1 && list[0].v2 && list[0].name == "" {
+	v2 := len(list) == 1 && list[0].v2 && list[0].name == ""
+	if c.confined && o.Cgroup == nil {
+		// What the container sees is a part of the host's tree that its user may write to (CVE-2023-25809).
+		flags |= unix.MS_RDONLY
+		if v2 && !b.ns.has(unix.CLONE_NEWCGROUP) {
+			b.mounts = append(b.mounts, emptyPlan(plan.dest))
+			return nil
+		}
+	}
+	if v2 {
 		return c.planHierarchy(o, b, list[0], plan.dest, flags)
 	}
 	top := plan
@@ -93,6 +102,12 @@ func (c *compiler) planCgroup(o *Options, b *build, plan mountPlan) error {
 		}
 	}
 	return nil
+}
+
+// emptyPlan is an empty directory that nobody can write to.
+func emptyPlan(dest string) mountPlan {
+	const flags = unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	return mountPlan{kind: mountFS, dest: dest, fstype: "tmpfs", source: "tmpfs", opts: &mountOptions{flags: flags, data: []string{"mode=555", "nr_inodes=1"}}}
 }
 
 func (c *compiler) planHierarchy(o *Options, b *build, h hierarchy, dest string, flags uintptr) error {

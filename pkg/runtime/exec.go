@@ -25,7 +25,10 @@ func prepareExec(h host, o ExecOptions) (*Prepared, error) {
 	if o.Spec == nil || o.Spec.Linux == nil || o.Process == nil {
 		return nil, errs.New(errs.Invalid, "exec in container %s: the configuration has no linux section, or there is no process", o.ID)
 	}
-	return newCompiler(o.ID, h).compile("exec", func(c *compiler) error { return c.exec(&o) })
+	return newCompiler(o.ID, h).compile("exec", func(c *compiler) error {
+		c.confined = o.Confined
+		return c.exec(&o)
+	})
 }
 
 func (c *compiler) exec(o *ExecOptions) error {
@@ -64,7 +67,12 @@ func (c *compiler) exec(o *ExecOptions) error {
 			return fmt.Errorf("exec in container %s: %w", o.ID, err)
 		}
 	}
+	proc := *o.Process
+	if proc.OOMScoreAdj == nil && o.Spec.Process != nil {
+		proc.OOMScoreAdj = o.Spec.Process.OOMScoreAdj
+	}
 	c.begin(tasks)
+	c.confinedOOM(proc.OOMScoreAdj)
 	c.hide()
 	if root != 0 { // while it is ours to enter: a user namespace may not be allowed to
 		c.p.Subject("enter the container's root")
@@ -77,10 +85,6 @@ func (c *compiler) exec(o *ExecOptions) error {
 	}
 	if userns {
 		c.becomeRoot()
-	}
-	proc := *o.Process
-	if proc.OOMScoreAdj == nil && o.Spec.Process != nil {
-		proc.OOMScoreAdj = o.Spec.Process.OOMScoreAdj
 	}
 	if proc.Terminal {
 		c.openConsole(cwd, &proc, false)

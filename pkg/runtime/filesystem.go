@@ -61,7 +61,7 @@ func (c *compiler) dev(spec *specs.Spec, b *build) error {
 	if err != nil {
 		return err
 	}
-	if b.userns {
+	if b.userns || c.confined {
 		list = nil // bind mounts by now
 	}
 	c.compileDevices(num(b.rootfs), list, b.devFresh, true)

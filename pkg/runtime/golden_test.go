@@ -35,6 +35,8 @@ func (p *paper) open(name string) (*os.File, error) { return os.Open(name) }
 func (p *paper) openTree(path string, recursive bool) (*os.File, error) {
 	p.say("clone %s recursive=%v", path, recursive)
 	switch {
+	case path == "/sys":
+		return os.Open(path)
 	case strings.HasPrefix(path, "/none"):
 		return nil, &os.PathError{Op: "open_tree", Path: path, Err: unix.ENOENT}
 	case strings.HasSuffix(path, ".file"):
@@ -131,6 +133,14 @@ func addNS(s *specs.Spec, types ...specs.LinuxNamespaceType) {
 	}
 }
 
+// rootlessSpec is of a launcher without privileges, whose user namespace is there already.
+func rootlessSpec(p *paper, o *Options) {
+	addNS(o.Spec, specs.PIDNamespace, specs.UserNamespace)
+	o.Namespaces = pidfds(p, specs.UserNamespace)
+	o.Spec.Linux.UIDMappings, o.Spec.Linux.GIDMappings = maps, maps
+	o.Confined, o.UserFirst = true, true
+}
+
 var maps = []specs.LinuxIDMapping{{ContainerID: 0, HostID: 100000, Size: 65536}}
 
 // features are the golden programs: a file each.
@@ -166,6 +176,26 @@ var features = []struct {
 			{Destination: "/data", Type: "bind", Source: "/srv/data", Options: []string{"rbind", "unbindable"}},
 		}
 		o.InOrder = true
+	}},
+	{"rootless", func(p *paper, o *Options) {
+		rootlessSpec(p, o)
+		o.Spec.Mounts = []specs.Mount{
+			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "mode=755"}},
+			{Destination: "/sys", Type: "none", Source: "/sys", Options: []string{"rbind", "ro"}},
+			{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup"},
+		}
+		score := -500
+		o.Spec.Process.OOMScoreAdj = &score
+		o.Spec.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 10, Hard: 20}}
+		o.Spec.Process.User = specs.User{UID: 7, GID: 8, AdditionalGids: []uint32{9}}
+		o.StdioOwner = true
+	}},
+	{"rootless-pod", func(p *paper, o *Options) {
+		rootlessSpec(p, o)
+		addNS(o.Spec, specs.NetworkNamespace)
+		for t, f := range pidfds(p, specs.NetworkNamespace) {
+			o.Namespaces[t] = f
+		}
 	}},
 	{"joined-mounts", func(p *paper, o *Options) {
 		o.Namespaces = pidfds(p, specs.MountNamespace)
@@ -360,11 +390,20 @@ func TestGolden(t *testing.T) {
 func TestGoldenExec(t *testing.T) {
 	p := newPaper(t)
 	pidfd := pidfds(p, specs.PIDNamespace)[specs.PIDNamespace]
-	for name, flags := range map[string]int{"exec": unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET, "exec-userns": unix.CLONE_NEWNS | unix.CLONE_NEWUSER, "exec-host-mounts": unix.CLONE_NEWUTS} {
+	for name, flags := range map[string]int{
+		"exec": unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET, "exec-userns": unix.CLONE_NEWNS | unix.CLONE_NEWUSER,
+		"exec-host-mounts": unix.CLONE_NEWUTS, "exec-rootless": unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUSER,
+	} {
 		p.log.Reset()
 		s := bare()
 		proc := &specs.Process{Args: []string{"ls"}, Env: []string{"PATH=/bin"}, Cwd: "/w", Terminal: name == "exec", NoNewPrivileges: true}
-		prepared, err := prepareExec(p, ExecOptions{ID: "c1", Spec: s, Process: proc, Pid: flags, Pidfd: pidfd, Cgroup: place{p.dir}})
+		o := ExecOptions{ID: "c1", Spec: s, Process: proc, Pid: flags, Pidfd: pidfd, Cgroup: place{p.dir}}
+		if name == "exec-rootless" {
+			score := 5
+			proc.OOMScoreAdj, proc.User.UID = &score, 7
+			o.Cgroup, o.Confined, o.StdioOwner = nil, true, true
+		}
+		prepared, err := prepareExec(p, o)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -416,6 +455,10 @@ func TestRefused(t *testing.T) {
 		{"neither a filesystem nor", errs.Invalid, func(o *Options) { o.Spec.Mounts = []specs.Mount{{Destination: "/x", Type: "none"}} }},
 		{"source /none: no such file or directory", errs.Unknown, func(o *Options) {
 			o.Spec.Mounts = []specs.Mount{{Destination: "/x", Source: "/none", Options: []string{"bind"}}}
+		}},
+		{"cannot specify gid=65536 mount option for rootless container", errs.Invalid, func(o *Options) {
+			rootlessSpec(&paper{t: t, dir: t.TempDir()}, o)
+			o.Spec.Mounts = []specs.Mount{{Destination: "/dev/pts", Type: "devpts", Options: []string{"gid=65536"}}}
 		}},
 		{"it is inside /proc", errs.Invalid, func(o *Options) {
 			o.Spec.Mounts = []specs.Mount{{Destination: "/proc/self", Source: "/y", Options: []string{"bind"}}}

@@ -38,7 +38,7 @@ func (c *compiler) holder(o *HolderOptions) error {
 		}
 	}
 	list = append(list, specs.LinuxNamespace{Type: specs.MountNamespace})
-	if err := c.planNamespaces(list, o.Join, &b.ns); err != nil {
+	if err := c.planNamespaces(list, o.Join, &b.ns, false); err != nil {
 		return errs.New(errs.KindOf(err), "pod %s: %w", o.ID, err)
 	}
 	b.userns = b.ns.all()&unix.CLONE_NEWUSER != 0

@@ -99,7 +99,27 @@ func (machine) oomScoreAdj() (int, error) {
 
 // procRoot is a procfs of our own, mounted nowhere: whatever a container does to its /proc, it is not
 // this one. It shows the processes of this process's PID namespace, which has the program's below it.
-var procRoot = sync.OnceValues(func() (*os.File, error) { return sys.NewMount("proc", nil, 0) })
+// Who may not mount one for that PID namespace, having no privileges or those of a user namespace, takes the
+// one at /proc: what it shows is the launcher's own business then.
+var procRoot = sync.OnceValues(func() (*os.File, error) {
+	f, err := sys.NewMount("proc", nil, 0)
+	if err == nil || !errors.Is(err, unix.EPERM) {
+		return f, err
+	}
+	if f, err = os.OpenFile("/proc", unix.O_PATH|unix.O_DIRECTORY, 0); err != nil {
+		return nil, err
+	}
+	var fs unix.Statfs_t
+	var st unix.Stat_t
+	if unix.Fstatfs(int(f.Fd()), &fs) != nil || fs.Type != unix.PROC_SUPER_MAGIC || unix.Fstat(int(f.Fd()), &st) != nil || st.Ino != procRootInode {
+		f.Close()
+		return nil, errors.New("/proc is not the root of a proc filesystem")
+	}
+	return f, nil
+})
+
+// procRootInode is the kernel's PROC_ROOT_INO.
+const procRootInode = 1
 
 // hostCaps is what this process could give away.
 type hostCaps struct {

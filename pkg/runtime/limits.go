@@ -58,6 +58,9 @@ func (c *compiler) limits(pl *processPlan) ([]launch.Rlimit, error) {
 	if err != nil {
 		return nil, err
 	}
+	if c.confined {
+		return list, nil // the launcher may no more than the program
+	}
 	if pl.userns {
 		c.req.OOMScoreAdj, c.req.Rlimits = adj, list
 		return nil, nil
@@ -66,6 +69,19 @@ func (c *compiler) limits(pl *processPlan) ([]launch.Rlimit, error) {
 		c.writeProc("set oom_score_adj to "+strconv.Itoa(*adj), "self/oom_score_adj", strconv.Itoa(*adj))
 	}
 	return list, nil
+}
+
+// confinedOOM adds what sets the OOM score of a container whose launcher is not the machine's root: first
+// of all, while the process is still its user's. A score that may not be lowered stays as it is.
+func (c *compiler) confinedOOM(adj *int) {
+	if !c.confined || adj == nil {
+		return
+	}
+	value := strconv.Itoa(*adj)
+	c.p.Subject("set oom_score_adj to " + value)
+	c.open(num(c.procfs), "self/oom_score_adj", unix.O_WRONLY, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_XDEV).Save(c.dst)
+	c.p.Call(unix.SYS_WRITE, c.dst.Val(), c.p.Str(value), num(len(value))).Accept(unix.EACCES)
+	c.close(c.dst)
 }
 
 // rlimits adds the operations that set limits from inside.

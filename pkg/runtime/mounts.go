@@ -125,6 +125,9 @@ func (c *compiler) planMount(o *Options, b *build, m *specs.Mount, tree *os.File
 		return c.planForeign(o, b, m, plan)
 	default:
 		plan.kind = mountFS
+		if err := c.checkOwners(b, opts.data); err != nil {
+			return err
+		}
 		if label := o.Spec.Linux.MountLabel; label != "" && labelled(m.Type) {
 			opts.data = append(opts.data, fmt.Sprintf("context=%q", label))
 		}
@@ -136,7 +139,7 @@ func (c *compiler) planMount(o *Options, b *build, m *specs.Mount, tree *os.File
 			plan.source = m.Type
 		}
 		if dest == "dev" && m.Type == "tmpfs" {
-			if b.userns {
+			if b.userns && !c.confined {
 				return c.planDev(o, b, plan)
 			}
 			b.devFresh = true
@@ -238,6 +241,9 @@ func (c *compiler) planAttrs(o *Options, b *build, m *specs.Mount, plan mountPla
 		if err := c.host.setMount(tree, false, unix.MountAttr{Attr_set: opts.set, Attr_clr: opts.clr}); err != nil {
 			return fmt.Errorf("set attributes: %w", err)
 		}
+	}
+	if err := c.sealSysfs(&plan, tree); err != nil {
+		return err
 	}
 	if err := c.idmap(o, b, m, opts, tree); err != nil {
 		return err

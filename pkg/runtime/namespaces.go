@@ -63,10 +63,10 @@ func (n *namespaces) late() bool { return n.joined&unix.CLONE_NEWPID != 0 }
 
 // planNamespaces sorts the configuration's namespaces. Descriptors that are the same file are joined in
 // one call, in the kernel's order. The user namespace comes last: before it we are root, and may join
-// what another user namespace owns.
-func (c *compiler) planNamespaces(list []specs.LinuxNamespace, byFD map[specs.LinuxNamespaceType]*os.File, ns *namespaces) error {
+// what another user namespace owns. With userFirst it is the other way round: we are nobody before.
+func (c *compiler) planNamespaces(list []specs.LinuxNamespace, byFD map[specs.LinuxNamespaceType]*os.File, ns *namespaces, userFirst bool) error {
 	open := map[*os.File]int{}
-	var last []join
+	var user []join
 	for i := range list {
 		n := &list[i]
 		flag := nsFlag(n.Type)
@@ -98,13 +98,17 @@ func (c *compiler) planNamespaces(list []specs.LinuxNamespace, byFD map[specs.Li
 		}
 		entry := join{c.files.add(f, ours), flag}
 		if flag == unix.CLONE_NEWUSER && !shared(byFD, f) {
-			last = append(last, entry)
+			user = append(user, entry)
 			continue
 		}
 		open[f] = len(ns.joins)
 		ns.joins = append(ns.joins, entry)
 	}
-	ns.joins = append(ns.joins, last...)
+	if userFirst {
+		ns.joins = append(user, ns.joins...)
+	} else {
+		ns.joins = append(ns.joins, user...)
+	}
 	c.split(ns)
 	return nil
 }

@@ -67,6 +67,13 @@ type Options struct {
 	// hooks see the host's files (prestart, createRuntime, createContainer) starts in a copy of it, with its
 	// root filesystem at Spec.Root.Path, which must be a directory there.
 	HostMounts *os.File
+	// Confined says that the launcher is not the machine's root: it has no privileges at all, or those of a
+	// user namespace. Device nodes are then the host's, bound; oom_score_adj stays where it may not be lowered;
+	// and a container without a cgroup of its own cannot write to the host's.
+	Confined bool
+	// UserFirst joins the user namespace before the others: a launcher without privileges has none for them
+	// until it is there.
+	UserFirst bool
 	// RdtTasks are the files of resctrl groups that the process joins (Rdt.Make).
 	RdtTasks []*os.File
 	// HookOutput are opened for appending and receive what the last createContainer or startContainer hook
@@ -84,8 +91,8 @@ type ExecOptions struct {
 	Cgroup  Cgroup         // the container's; nil: the launcher's
 	Bundle  string         // of the container, for its seccomp agent
 
-	Gate, Clamp, NoKeyring, StdioOwner bool // as in Options
-	ExtraFiles                         []*os.File
+	Gate, Clamp, NoKeyring, StdioOwner, Confined bool // as in Options
+	ExtraFiles                                   []*os.File
 }
 
 // HolderOptions are what PrepareHolder makes the process that holds a pod's namespaces of.

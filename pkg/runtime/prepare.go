@@ -54,6 +54,7 @@ func prepare(h host, o Options) (*Prepared, error) {
 	}
 	return newCompiler(o.ID, h).compile("init", func(c *compiler) error {
 		b := &build{}
+		c.confined = o.Confined
 		err := c.plan(&o, b)
 		for _, u := range b.made {
 			u.file.Close()
@@ -69,7 +70,7 @@ func prepare(h host, o Options) (*Prepared, error) {
 func (c *compiler) plan(o *Options, b *build) error {
 	l := o.Spec.Linux
 	b.uidMaps, b.gidMaps = l.UIDMappings, l.GIDMappings
-	if err := c.planNamespaces(l.Namespaces, o.Namespaces, &b.ns); err != nil {
+	if err := c.planNamespaces(l.Namespaces, o.Namespaces, &b.ns, o.UserFirst); err != nil {
 		return fmt.Errorf("container %s: %w", o.ID, err)
 	}
 	b.onHost = !b.ns.has(unix.CLONE_NEWNS)
@@ -228,7 +229,7 @@ func (c *compiler) planDevices(o *Options, b *build) error {
 	if b.devBound {
 		return nil
 	}
-	if b.userns && !b.devDone {
+	if (b.userns || c.confined) && !b.devDone {
 		list, err := devices(o.Spec)
 		if err != nil {
 			return err
@@ -241,6 +242,7 @@ func (c *compiler) planDevices(o *Options, b *build) error {
 // container writes the program of a container.
 func (c *compiler) container(o *Options, b *build) error {
 	c.begin(b.tasks)
+	c.confinedOOM(o.Spec.Process.OOMScoreAdj)
 	if b.ns.late() {
 		c.hide()
 		c.procContexts(b)

@@ -24,6 +24,16 @@ type Prepared struct {
 	prog  *program.Program
 	owned []*os.File
 	hints map[int]hint
+
+	elsewhere func(*launch.OpError) error // explains what another process compiled
+	done      func()
+}
+
+// Received is a Prepared that another process made and sent: its request, its files, which become the
+// Prepared's, and its warnings. explain says what the failure of an operation means, and done is called once,
+// by Close.
+func Received(req launch.Request, files []*os.File, warnings []string, explain func(*launch.OpError) error, done func()) *Prepared {
+	return &Prepared{Request: req, Files: files, Warnings: warnings, owned: files, elsewhere: explain, done: done}
 }
 
 // hint says how the failure of one operation reads.
@@ -36,9 +46,13 @@ func (p *Prepared) Close() {
 		f.Close()
 	}
 	p.owned = nil
+	if p.done != nil {
+		p.done()
+		p.done = nil
+	}
 }
 
-// Text is the program, readable.
+// Text is the program, readable. One that was Received is not.
 func (p *Prepared) Text() string { return p.prog.Text() }
 
 // Explain turns an error of launch.Start or Process.Release for this program into one that says what
@@ -49,6 +63,9 @@ func (p *Prepared) Explain(err error) error {
 	var op *launch.OpError
 	if !errors.As(err, &op) {
 		return err
+	}
+	if p.elsewhere != nil {
+		return p.elsewhere(op)
 	}
 	subject, call := p.prog.What(op.Index)
 	if h := p.hints[op.Index]; h != nil {
@@ -137,6 +154,7 @@ type compiler struct {
 	warnings []string
 	hints    map[int]hint
 
+	confined bool           // Options.Confined
 	target   int            // child descriptor of the pidfd that exec joins
 	latePID  bool           // the PID namespace is joined, and entered last
 	contexts []program.Slot // filesystem contexts of its procfs mounts, in their order

@@ -123,8 +123,28 @@ func (c *compiler) owner(pl *processPlan) {
 		return
 	}
 	u := pl.proc.User
+	if c.confined { // the launcher may give nothing away, but we are root of a user namespace
+		c.ownStdio(u)
+		return
+	}
 	if uid, gid := hostID(pl.uidMaps, u.UID), hostID(pl.gidMaps, u.GID); uid != 0 || gid != 0 {
 		c.req.StdioOwner = &launch.Owner{UID: uid, GID: gid}
+	}
+}
+
+// ownStdio adds what gives pipes to the container's user; ids that the namespace lacks get none.
+func (c *compiler) ownStdio(u specs.User) {
+	if u.UID == 0 && u.GID == 0 {
+		return
+	}
+	const mode = 24 // of statx: the upper half of a word
+	c.p.Subject("give standard input and output to the container's user")
+	for fd := range 3 {
+		other := c.p.Label()
+		c.p.Call(unix.SYS_STATX, num(fd), c.p.Str(""), empty, num(unix.STATX_TYPE), c.buf.Addr(0))
+		c.p.Load(c.buf.Word(mode), unix.S_IFMT<<32).Else(unix.S_IFIFO<<32, other)
+		c.p.Call(unix.SYS_FCHOWN, num(fd), num(u.UID), num(u.GID)).Accept()
+		c.p.Bind(other)
 	}
 }
 

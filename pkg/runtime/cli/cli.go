@@ -18,6 +18,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/cri-server/cri-server/pkg/fault"
+	"github.com/cri-server/cri-server/pkg/runtime/rootless"
 )
 
 // defaultRoot is where containers are kept when --root does not say; the daemon's are elsewhere.
@@ -31,6 +32,11 @@ type app struct {
 	rootSet bool
 	log     logger
 	manager string // of cgroups
+
+	rootless string // --rootless
+	confined bool   // we are not the machine's root
+	loose    bool   // cgroups that may not be made are done without
+	sticky   bool   // root is below XDG_RUNTIME_DIR
 }
 
 // command is one of runc's verbs.
@@ -52,6 +58,9 @@ func (e *exitError) Unwrap() error { return e.err }
 
 // Main runs the command line, args[0] included, and returns the exit code.
 func Main(args []string, version string) int {
+	if len(args) > 1 && args[1] == rootless.Verb {
+		return rootless.Main()
+	}
 	a := &app{name: filepath.Base(args[0]), version: version, root: defaultRoot, log: logger{format: "text"}}
 	err := fault.FromEnv()
 	if err == nil {
@@ -72,14 +81,14 @@ func Main(args []string, version string) int {
 }
 
 func (a *app) globals(help, version *bool) []flag {
-	var criu, rootless string
+	var criu string
 	return append([]flag{
 		boolean(&a.log.debug, "debug", "enable debug logging"),
 		text(&a.log.file, "log", "FILE", "write errors and warnings to this file too"),
 		text(&a.log.format, "log-format", "FORMAT", "format of the log: text or json"),
 		{names: []string{"root"}, arg: "DIR", usage: "directory for the state of containers (default " + defaultRoot + ")",
 			set: func(v string) error { a.root, a.rootSet = v, true; return nil }},
-		hidden(text(&rootless, "rootless", "MODE", "")),
+		text(&a.rootless, "rootless", "MODE", "do without cgroups that may not be made: auto, true or false (auto: when not root)"),
 		hidden(text(&criu, "criu", "FILE", "")),
 		boolean(version, "version v", "print the version"),
 		boolean(help, "help h", "show this help"),
@@ -135,6 +144,9 @@ func (a *app) settle() error {
 		if a.root = abs; abs == "/" {
 			return errors.New("Option --root argument should not be set to /") //nolint:staticcheck // runc's words
 		}
+	}
+	if err := a.settleRootless(a.rootless); err != nil {
+		return err
 	}
 	return a.log.open()
 }

@@ -205,7 +205,7 @@ func (a *app) withGroup(id string, do func(*container, *cgroup.Group) error) err
 	}
 	defer h.Close()
 	if c.NoCgroup {
-		return fmt.Errorf("container %s has no cgroup: it was created with --cgroup-manager=%s", c.ID, managerNone)
+		return fmt.Errorf("container %s has no cgroup: it was created with --cgroup-manager=%s, or without root in a cgroup that is not its user's", c.ID, managerNone)
 	}
 	return do(c, g)
 }

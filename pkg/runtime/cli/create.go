@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -220,7 +219,7 @@ func checkTerminal(terminal, detach bool, socket string) error {
 // names, the record.
 func (cr *creation) claim() error {
 	c := &container{app: cr.app, dir: filepath.Join(cr.app.root, cr.id)}
-	if err := os.MkdirAll(cr.app.root, 0o700); err != nil {
+	if err := cr.app.makeRoot(); err != nil {
 		return err
 	}
 	if err := os.Mkdir(c.dir, 0o700); err != nil {
@@ -238,7 +237,7 @@ func (cr *creation) claim() error {
 	}
 	c.record = record{
 		Version: recordVersion, ID: cr.id, Bundle: cr.bundle, Rootfs: cr.rootfs(), Created: time.Now().UTC(),
-		Annotations: cr.config.Annotations, Boot: bootID(), Cgroup: cr.cgroup, Unit: cr.unit, NoCgroup: cr.app.manager == managerNone,
+		Annotations: cr.config.Annotations, Boot: bootID(), Cgroup: cr.cgroup, Unit: cr.unit, NoCgroup: cr.cgroup == "",
 	}
 	for _, n := range cr.config.Linux.Namespaces {
 		c.OwnPID = c.OwnPID || n.Type == specs.PIDNamespace && n.Path == ""
@@ -330,11 +329,13 @@ func (cr *creation) prepare() error {
 		return err
 	}
 	root, err := os.Open(cr.rootfs())
-	if err != nil {
+	if err != nil && !(cr.app.confined && errors.Is(err, os.ErrPermission)) { // it may be another user's of the namespace
 		return fmt.Errorf("root filesystem: %w", err)
 	}
 	cr.config.Process.Env = environ(append(cr.config.Process.Env, env...), root, cr.config.Process.User.UID)
-	root.Close()
+	if root != nil {
+		root.Close()
+	}
 	out, err := cr.c.hookOutput(cr.config.Hooks)
 	if err != nil {
 		return err
@@ -343,7 +344,7 @@ func (cr *creation) prepare() error {
 		return err
 	}
 	cr.c.NoPivot, cr.c.NoKeyring, cr.c.Extra = cr.noPivot, cr.noKeyring, len(extra)
-	cr.prep, err = runtime.Prepare(context.Background(), cr.options(extra, out))
+	cr.prep, err = cr.app.prepare(cr.options(extra, out))
 	if err == nil {
 		for _, w := range cr.prep.Warnings {
 			cr.app.log.warn("%s", w)

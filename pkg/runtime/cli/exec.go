@@ -136,11 +136,13 @@ func (e *execution) start(c *container, spec *specs.Spec, proc *specs.Process) (
 		return nil, nil, err
 	}
 	root, err := os.Open("/proc/" + strconv.Itoa(c.Pid) + "/root")
-	if err != nil {
+	if err != nil && !(e.app.confined && errors.Is(err, os.ErrPermission)) {
 		return nil, nil, err
 	}
 	proc.Env = environ(append(proc.Env, env...), root, proc.User.UID)
-	root.Close()
+	if root != nil {
+		root.Close()
+	}
 	place := g
 	if e.ignorePaused && g != nil {
 		place = struct{ runtime.Cgroup }{g} // without the method by which a paused group is refused: it waits instead
@@ -148,7 +150,7 @@ func (e *execution) start(c *container, spec *specs.Spec, proc *specs.Process) (
 	// The gate keeps the process from writing before its terminal is set up.
 	prep, err := runtime.PrepareExec(context.Background(), runtime.ExecOptions{
 		ID: c.ID, Spec: spec, Process: proc, Pid: c.Pid, Pidfd: pidfd, Cgroup: place, ExtraFiles: extra, StdioOwner: true, Bundle: c.Bundle,
-		Gate: proc.Terminal,
+		Gate: proc.Terminal, Confined: e.app.confined,
 	})
 	if err != nil {
 		return nil, nil, err

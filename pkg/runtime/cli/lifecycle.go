@@ -108,7 +108,7 @@ func (c *container) explain(failure error) error {
 	if err != nil {
 		return failure
 	}
-	again, err := runtime.Prepare(context.Background(), runtime.Options{
+	again, err := c.app.prepare(runtime.Options{
 		ID: c.ID, Spec: spec, Bundle: c.Bundle, Cgroup: c.where(g), Gate: true, StdioOwner: true, Detached: true, HookOutput: out, HostVisible: true, InOrder: true,
 		RdtTasks: slices.Repeat([]*os.File{os.Stdin}, c.Rdt.Groups()), NoPivot: c.NoPivot, NoKeyring: c.NoKeyring, ExtraFiles: slices.Repeat([]*os.File{os.Stdin}, c.Extra),
 	})

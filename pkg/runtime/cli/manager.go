@@ -49,7 +49,7 @@ func (cr *creation) place() error {
 		return nil
 	case managerSystemd:
 	default:
-		cr.cgroup = cgroupPath(l.CgroupsPath, cr.id)
+		cr.cgroup = cr.app.chooseCgroup(l.CgroupsPath, cr.id)
 		return nil
 	}
 	if !systemd.Booted() {
@@ -72,8 +72,11 @@ func (cr *creation) limit() error {
 	if cr.app.manager == managerNone {
 		return nil
 	}
+	if cr.c.NoCgroup {
+		return cr.without()
+	}
 	var opts cgroup.CreateOptions
-	if owner, ok := delegate(cr.config); ok {
+	if owner, ok := delegate(cr.config); ok && !cr.app.confined {
 		opts.Owner = &owner
 	}
 	if cr.unit != nil {
@@ -85,6 +88,9 @@ func (cr *creation) limit() error {
 	}
 	if _, err := cr.host.Create(cr.c.Cgroup, opts); err != nil {
 		return err
+	}
+	if cr.app.confined {
+		return cr.group.Update(withoutDevices(cr.config.Linux.Resources))
 	}
 	return cr.group.Apply(cr.config.Linux.Resources)
 }
