@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -41,17 +42,28 @@ func (cr *creation) stay() (int, error) {
 	return code, nil
 }
 
-// catchSignals collects what is sent to us. It is to be called before the process runs: a caller may
-// signal as soon as it hears from it.
+// relayed are the signals that people and supervisors send; the others follow after relayRest. Each costs two
+// turns of a thread to catch, and a container that is gone by then need not pay for sixty.
+var relayed = []os.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2, unix.SIGWINCH}
+
+// relayRest is when the rest is caught. Until then they do what they do to any process of ours: the job
+// control signals stop it, the real-time ones do nothing.
+const relayRest = 20 * time.Millisecond
+
+// catchSignals collects what is sent to us, until we exit: what removes a container is not to be cut short
+// either. It is to be called before the process runs: a caller may signal as soon as it hears from it.
 func catchSignals() chan os.Signal {
 	signals := make(chan os.Signal, 64)
-	signal.Notify(signals)
+	signal.Notify(signals, relayed...)
+	time.AfterFunc(relayRest, func() {
+		signal.Notify(signals)
+		signals <- unix.SIGCHLD // for orphans that have ended so far
+	})
 	return signals
 }
 
 // attend relays signals to a process until it has ended, and returns its exit code.
 func attend(p *launch.Process, con *console, signals chan os.Signal) (int, error) {
-	defer signal.Stop(signals)
 	con.resize()
 	type end struct {
 		status launch.WaitStatus
