@@ -243,7 +243,7 @@ func TestSpec(t *testing.T) {
 		if r := run(t, call("/nonexistent", args...)); r.code != 0 {
 			t.Fatalf("%+v", r)
 		}
-		s, err := loadSpec(filepath.Join(args[len(args)-1], "config.json"))
+		s, _, err := loadSpec(filepath.Join(args[len(args)-1], "config.json"))
 		if err != nil || checkProcess(s.Process) != nil || len(s.Linux.Namespaces) < 5 {
 			t.Errorf("%+v, %v", s, err)
 		}

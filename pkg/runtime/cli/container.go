@@ -18,6 +18,7 @@ import (
 	"github.com/cri-server/cri-server/pkg/fault"
 	"github.com/cri-server/cri-server/pkg/runtime"
 	"github.com/cri-server/cri-server/pkg/runtime/cgroup"
+	"github.com/cri-server/cri-server/pkg/runtime/cli/internal/decode"
 	"github.com/cri-server/cri-server/pkg/runtime/launch"
 	"github.com/cri-server/cri-server/pkg/runtime/systemd"
 )
@@ -104,7 +105,7 @@ func (a *app) load(id string) (*container, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := json.Unmarshal(data, &c.record); err != nil {
+	if err := decode.JSON(data, &c.record); err != nil {
 		return nil, fmt.Errorf("state of container %s: %w", id, err)
 	}
 	if c.Version > recordVersion {
@@ -170,7 +171,7 @@ func (c *container) spec() (*specs.Spec, error) {
 		return nil, err
 	}
 	var s specs.Spec
-	return &s, json.Unmarshal(data, &s)
+	return &s, decode.JSON(data, &s)
 }
 
 // group is the container's cgroup.

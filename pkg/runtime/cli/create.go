@@ -19,6 +19,7 @@ import (
 	"github.com/cri-server/cri-server/pkg/fault"
 	"github.com/cri-server/cri-server/pkg/runtime"
 	"github.com/cri-server/cri-server/pkg/runtime/cgroup"
+	"github.com/cri-server/cri-server/pkg/runtime/cli/internal/decode"
 	"github.com/cri-server/cri-server/pkg/runtime/launch"
 	"github.com/cri-server/cri-server/pkg/runtime/systemd"
 	"github.com/cri-server/cri-server/pkg/sys"
@@ -46,6 +47,7 @@ type creation struct {
 
 	c          *container
 	config     *specs.Spec
+	text       []byte // of the configuration, nil where what we run is not what it says
 	cgroup     string // where its cgroup is to be
 	unit       *systemd.Unit
 	scope      *systemd.Scope
@@ -153,7 +155,7 @@ func (cr *creation) read() error {
 	if cr.bundle, err = filepath.Abs(cr.bundle); err != nil {
 		return err
 	}
-	if cr.config, err = loadSpec(filepath.Join(cr.bundle, "config.json")); err != nil {
+	if cr.config, cr.text, err = loadSpec(filepath.Join(cr.bundle, "config.json")); err != nil {
 		return err
 	}
 	if err := checkProcess(cr.config.Process); err != nil {
@@ -162,8 +164,10 @@ func (cr *creation) read() error {
 	if cr.config.Linux == nil {
 		return errors.New("the configuration has no linux section")
 	}
-	if err := joinedMaps(cr.config.Linux); err != nil {
+	if joined, err := joinedMaps(cr.config.Linux); err != nil {
 		return err
+	} else if joined {
+		cr.text = nil
 	}
 	if err := runtime.CheckHooks(cr.config.Hooks); err != nil {
 		return err
@@ -171,24 +175,26 @@ func (cr *creation) read() error {
 	if err := cr.place(); err != nil {
 		return err
 	}
-	cr.dropLabels()
+	if cr.dropLabels() {
+		cr.text = nil
+	}
 	return checkTerminal(cr.config.Process.Terminal, cr.detach, cr.consoleSocket)
 }
 
-// loadSpec reads a configuration.
-func loadSpec(file string) (*specs.Spec, error) {
+// loadSpec reads a configuration, and returns its text too.
+func loadSpec(file string) (*specs.Spec, []byte, error) {
 	data, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("JSON specification file %s not found", filepath.Base(file))
+		return nil, nil, fmt.Errorf("JSON specification file %s not found", filepath.Base(file))
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	var s specs.Spec
-	if err := json.Unmarshal(data, &s); err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
+	if err := decode.JSON(data, &s); err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", file, err)
 	}
-	return &s, nil
+	return &s, data, nil
 }
 
 func checkProcess(p *specs.Process) error {
@@ -287,11 +293,12 @@ func (cr *creation) intend() error {
 			return err
 		}
 	}
-	data, err := json.Marshal(cr.config)
-	if err != nil {
-		return err
+	if cr.text == nil {
+		if cr.text, err = json.Marshal(cr.config); err != nil {
+			return err
+		}
 	}
-	if err := cr.c.write("config.json", data); err != nil {
+	if err := cr.c.write("config.json", cr.text); err != nil {
 		return err
 	}
 	return cr.c.save()

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/cri-server/cri-server/pkg/runtime"
 	"github.com/cri-server/cri-server/pkg/runtime/cgroup"
+	"github.com/cri-server/cri-server/pkg/runtime/cli/internal/decode"
 	"github.com/cri-server/cri-server/pkg/runtime/launch"
 )
 
@@ -217,7 +217,7 @@ func (e *execution) build(spec *specs.Spec, args []string) (*specs.Process, erro
 			return nil, err
 		}
 		var p specs.Process
-		if err := json.Unmarshal(data, &p); err != nil {
+		if err := decode.JSON(data, &p); err != nil {
 			return nil, fmt.Errorf("%s: %w", e.process, err)
 		}
 		return &p, checkProcess(&p)

@@ -11,17 +11,18 @@ import (
 )
 
 // joinedMaps fills in the mappings of a user namespace that the configuration joins by its path, as it
-// need not repeat them.
-func joinedMaps(l *specs.Linux) error {
+// need not repeat them. It reports whether it had to.
+func joinedMaps(l *specs.Linux) (joined bool, err error) {
 	for _, n := range l.Namespaces {
 		if n.Type != specs.UserNamespace || n.Path == "" || len(l.UIDMappings) > 0 || len(l.GIDMappings) > 0 {
 			continue
 		}
 		if err := mapsOf(l, n.Path); err != nil {
-			return fmt.Errorf("mappings of user namespace %s: %w", n.Path, err)
+			return false, fmt.Errorf("mappings of user namespace %s: %w", n.Path, err)
 		}
+		joined = true
 	}
-	return nil
+	return joined, nil
 }
 
 // mapsOf reads the mappings as a process in the namespace has them: there may be none but ours.
