@@ -15,7 +15,9 @@ import (
 // a record says and is not there. It changes nothing. Objects that are being made or ended while it looks may show.
 func (m *Manager) Check(ctx context.Context) ([]Problem, error) {
 	m.trash.wait()
-	return m.audit(ctx, m.snap.Load())
+	s := m.snap.Load()
+	problems, err := m.audit(ctx, s)
+	return append(problems, m.auditDisk(s)...), err
 }
 
 // Audit is Check for a state whose server does not run, or is another process: it reads the records and locks nothing.
@@ -54,6 +56,7 @@ func (m *Manager) audit(ctx context.Context, s *snapshot) ([]Problem, error) {
 		out = append(out, Problem{"network", l, "no pod owns it"})
 	}
 	images, ierr := m.auditImages(ctx, s)
+	out = append(out, m.auditTorn()...)
 	return append(out, images...), errors.Join(err, nerr, ierr)
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -369,31 +368,6 @@ func TestAbandonedRequestLeavesNothing(t *testing.T) {
 		t.Fatalf("%d pods", n)
 	}
 	w.clean()
-}
-
-func TestTornAndUnknownRecords(t *testing.T) {
-	w := newWorld(t)
-	pod := w.runPod("a")
-	w.start(w.create(pod, "c"))
-	w.mgr.Close()
-	path := w.mgr.dirs.podRecord(pod)
-	if err := os.WriteFile(path, []byte(`{"kind":"pod","version":99}`), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Open(w.ctx, w.cfg, images{w.m}, nets{w.m}, w.m); !errs.Is(err, errs.Unsupported) || !strings.Contains(err.Error(), "99") {
-		t.Fatalf("a record of the future: %v", err)
-	}
-	if err := os.WriteFile(path, []byte(`{"kind":`), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	w.open()
-	if len(w.mgr.Pods())+len(w.mgr.Containers()) != 0 {
-		t.Error("a torn pod is listed")
-	}
-	problems, err := w.mgr.Check(w.ctx)
-	if err != nil || len(problems) != 1 || !strings.Contains(problems[0].Subject, filepath.Join("pods", pod)) {
-		t.Errorf("check: %v, %v; want the quarantined record alone", problems, err)
-	}
 }
 
 func TestSecondServerIsRefused(t *testing.T) {

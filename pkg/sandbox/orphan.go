@@ -10,16 +10,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/cri-server/cri-server/pkg/errs"
-	"github.com/cri-server/cri-server/pkg/store"
 )
-
-// quarantine moves the torn record of a pod aside and ends what the pod may have, which only its run directory tells.
-func (m *Manager) quarantine(id string) error {
-	ctx, cancel := m.detached(m.ctx)
-	defer cancel()
-	_, err := store.Quarantine(m.dirs.podRecord(id))
-	return errors.Join(err, m.sweepRun(ctx, id))
-}
 
 // sweepRun ends everything that lives in a run directory without a pod, and removes it.
 func (m *Manager) sweepRun(ctx context.Context, id string) error {

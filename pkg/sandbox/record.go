@@ -196,4 +196,5 @@ func (l layout) spec(pod, id string) string      { return filepath.Join(l.bundle
 func (l layout) rootTrash() string  { return filepath.Join(l.root, ".trash-pods") }
 func (l layout) stateTrash() string { return filepath.Join(l.state, ".trash") }
 func (l layout) lock() string       { return filepath.Join(l.root, "pods.lock") }
+func (l layout) torn() string       { return filepath.Join(l.root, "torn") }
 func (l layout) ballast() string    { return filepath.Join(l.root, "ballast") }

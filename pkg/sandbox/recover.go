@@ -129,12 +129,12 @@ func (m *Manager) readRecords(p *Plan) error {
 		var rec podRecord
 		switch err := podSchema.Read(m.dirs.podRecord(id), &rec); {
 		case errs.Is(err, errs.NotFound):
-			p.add("sweep", "pod "+id, "it has no record, so it has nothing else", func(context.Context) error {
-				return m.discard(m.dirs.rootTrash(), m.dirs.pod(id))
+			p.add("sweep", "pod "+id, "it has no record", func(ctx context.Context) error {
+				return errors.Join(m.sweepRun(ctx, id), m.discard(m.dirs.rootTrash(), m.dirs.pod(id)))
 			})
 			continue
 		case errors.Is(err, store.ErrTorn):
-			p.add("quarantine", "pod "+id, err.Error(), func(context.Context) error { return m.quarantine(id) })
+			p.add("quarantine", "pod "+id, err.Error()+". The next start of the server ends it", func(ctx context.Context) error { return m.endTornPod(ctx, id) })
 			continue
 		case err != nil:
 			return err
@@ -156,18 +156,13 @@ func (m *Manager) readContainers(p *Plan, podID string) error {
 		path := filepath.Join(m.dirs.containers(podID), name)
 		id, ok := strings.CutSuffix(name, ".json")
 		if !ok {
-			if !strings.HasSuffix(name, ".torn") {
-				p.add("sweep", "file "+path, "it is no record", func(context.Context) error { return os.Remove(path) })
-			}
+			p.add("sweep", "file "+path, "it is no record", func(context.Context) error { return os.RemoveAll(path) })
 			continue
 		}
 		var rec containerRecord
 		switch err := containerSchema.Read(path, &rec); {
 		case errors.Is(err, store.ErrTorn):
-			p.add("quarantine", "container "+id, err.Error(), func(ctx context.Context) error {
-				_, qerr := store.Quarantine(path)
-				return errors.Join(qerr, m.sweepContainer(ctx, podID, id))
-			})
+			p.add("quarantine", "container "+id, err.Error()+". The next start of the server ends it", func(ctx context.Context) error { return m.endTornContainer(ctx, podID, id) })
 			continue
 		case err != nil:
 			return err
@@ -323,7 +318,11 @@ func (m *Manager) planOrphans(p *Plan) error {
 		return err
 	}
 	for _, id := range runs {
-		if _, err := os.Lstat(m.dirs.pod(id)); p.found.pods[id] != nil || err == nil {
+		if p.found.pods[id] != nil {
+			m.planLostContainers(p, id)
+			continue
+		}
+		if _, err := os.Lstat(m.dirs.pod(id)); err == nil {
 			continue
 		}
 		p.add("sweep", "run directory "+id, "no pod has it", func(ctx context.Context) error { return m.sweepRun(ctx, id) })

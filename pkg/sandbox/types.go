@@ -103,7 +103,10 @@ type Event struct {
 // Problem is one finding of an audit: something on the machine that no record explains, or a record
 // that the machine does not bear out.
 type Problem struct {
-	Kind    string // "mount", "cgroup", "process", "netns", "lease", "nft", "directory", "record", "blob"
+	Kind    string // "mount", "cgroup", "process", "netns", "lease", "nft", "directory", "record", "blob", or Note
 	Subject string
 	Detail  string
 }
+
+// Note is the kind of a finding that is no disagreement: something a person may want to know.
+const Note = "note"

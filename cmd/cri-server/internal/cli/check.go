@@ -17,17 +17,25 @@ func (a *app) check() *cobra.Command {
 		Short: "Compare the records with the machine, and list what does not agree",
 		Long: "Check looks for mounts, namespaces, cgroups, processes, addresses and files that no record explains, and for\n" +
 			"records that the machine does not bear out. It changes nothing. A running server is asked; without one the\n" +
-			"records are read from --root. The exit code is 1 when something was found.",
+			"records are read from --root. The exit code is 1 when something was found; notes,\n" +
+			"which go to standard error, are none.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			problems, err := a.audit(cmd, images)
 			if err != nil {
 				return err
 			}
+			found := false
 			for _, p := range problems {
-				fmt.Fprintf(a.out, "%s %s: %s\n", p.Kind, p.Subject, p.Detail)
+				to := a.out
+				if p.Kind == sandbox.Note {
+					to = a.err
+				} else {
+					found = true
+				}
+				fmt.Fprintf(to, "%s %s: %s\n", p.Kind, p.Subject, p.Detail)
 			}
-			if len(problems) > 0 {
+			if found {
 				return exitCode(1)
 			}
 			return nil

@@ -289,6 +289,10 @@ func TestCheck(t *testing.T) {
 	if !errors.As(err, &code) || code != 1 || out != "mount /x: nobody's\n" {
 		t.Errorf("got %q, %v", out, err)
 	}
+	f = &fake{problems: []sandbox.Problem{{Kind: sandbox.Note, Subject: "/torn/x", Detail: "look"}}}
+	if out, errOut, err := run(t, f, "", "check"); err != nil || out != "" || errOut != "note /torn/x: look\n" {
+		t.Errorf("a note: %q, %q, %v", out, errOut, err)
+	}
 	if out, _, err = run(t, &fake{}, "", "check"); err != nil || out != "" {
 		t.Errorf("a clean machine: %q, %v", out, err)
 	}
