@@ -73,6 +73,9 @@ func (c *compiler) exec(o *ExecOptions) error {
 	}
 	c.begin(tasks)
 	c.confinedOOM(proc.OOMScoreAdj)
+	if a := o.Process.ExecCPUAffinity; a == nil || a.Initial == "" && a.Final == "" {
+		c.anyCPU()
+	}
 	c.hide()
 	if root != 0 { // while it is ours to enter: a user namespace may not be allowed to
 		c.p.Subject("enter the container's root")
@@ -91,7 +94,7 @@ func (c *compiler) exec(o *ExecOptions) error {
 	}
 	return c.process(&processPlan{
 		proc: &proc, filter: filter, gate: o.Gate, clamp: o.Clamp, userns: userns, uidMaps: l.UIDMappings, gidMaps: l.GIDMappings,
-		nested: flags&unix.CLONE_NEWPID != 0, keyring: !o.NoKeyring, extra: extra, stdioOwner: o.StdioOwner, personality: l.Personality, memory: l.MemoryPolicy,
+		nested: flags&unix.CLONE_NEWPID != 0, keyring: !o.NoKeyring, extra: extra, stdioOwner: o.StdioOwner, personality: l.Personality, memory: l.MemoryPolicy, cpus: cpus(l),
 	})
 }
 

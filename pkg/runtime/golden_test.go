@@ -26,6 +26,7 @@ type paper struct {
 	log *strings.Builder
 	dir string
 	own hostCaps
+	few bool
 }
 
 func (p *paper) say(format string, args ...any) { fmt.Fprintf(p.log, "# "+format+"\n", args...) }
@@ -81,6 +82,7 @@ func (p *paper) newUserns(uids, gids []specs.LinuxIDMapping) (*os.File, error) {
 	return p.open(p.dir)
 }
 func (p *paper) foreign(pid int) (uintptr, error)       { return uintptr(pid), nil }
+func (p *paper) pinned() bool                           { return p.few }
 func (p *paper) rootOf(int, *os.File) (*os.File, error) { return p.open(p.dir) }
 
 // hybrid is a machine with two v1 hierarchies and a v2 one.
@@ -291,6 +293,13 @@ var features = []struct {
 		o.Spec.Process.IOPriority = &specs.LinuxIOPriority{Class: specs.IOPRIO_CLASS_BE, Priority: 6}
 		o.Spec.Process.ExecCPUAffinity = &specs.CPUAffinity{Initial: "0", Final: "9"} // not of a container's first process
 	}},
+	{"pinned", func(p *paper, o *Options) {
+		p.few = true
+		o.Cgroup = place{p.dir}
+		addNS(o.Spec, specs.UserNamespace) // where the launcher sets the policy
+		o.Spec.Linux.UIDMappings, o.Spec.Linux.GIDMappings = maps, maps
+		o.Spec.Process.Scheduler = &specs.Scheduler{Policy: specs.SchedRR, Priority: 5}
+	}},
 	{"hooks", func(_ *paper, o *Options) {
 		addNS(o.Spec, specs.PIDNamespace)
 		limit := 5
@@ -490,12 +499,12 @@ func TestRefused(t *testing.T) {
 		{`personality: flag "X"`, errs.Invalid, func(o *Options) {
 			o.Spec.Linux.Personality = &specs.LinuxPersonality{Domain: specs.PerLinux, Flags: []specs.LinuxPersonalityFlag{"X"}}
 		}},
-		{"mode MPOL_BIND needs nodes", errs.Invalid, func(o *Options) { o.Spec.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolBind} }},
-		{"takes no nodes", errs.Invalid, func(o *Options) {
+		{"memory policy mode requires at least one node", errs.Invalid, func(o *Options) { o.Spec.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolBind} }},
+		{"memory policy mode requires 0 nodes but got 1", errs.Invalid, func(o *Options) {
 			o.Spec.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolDefault, Nodes: "0"}
 		}},
-		{`mode "X" is unknown`, errs.Invalid, func(o *Options) { o.Spec.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: "X"} }},
-		{`flag "X" is unknown`, errs.Invalid, func(o *Options) {
+		{`invalid memory policy mode "X"`, errs.Invalid, func(o *Options) { o.Spec.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: "X"} }},
+		{`invalid memory policy flag "X"`, errs.Invalid, func(o *Options) {
 			o.Spec.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolDefault, Flags: []specs.MemoryPolicyFlagType{"X"}}
 		}},
 		{"-1:0 is no device number", errs.Invalid, func(o *Options) {

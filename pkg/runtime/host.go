@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"unsafe"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -30,6 +31,7 @@ type host interface {
 	hierarchies() ([]hierarchy, error)
 	foreign(pid int) (uintptr, error)
 	rootOf(pid int, pidfd *os.File) (*os.File, error)
+	pinned() bool
 	isUserns(f *os.File) bool
 	newUserns(uids, gids []specs.LinuxIDMapping) (*os.File, error)
 }
@@ -174,6 +176,28 @@ func (machine) isUserns(f *os.File) bool {
 func (machine) newUserns(uids, gids []specs.LinuxIDMapping) (*os.File, error) {
 	return UsernsFD(uids, gids)
 }
+
+// pinned reports whether this process may not run on every processor that is online.
+func (machine) pinned() bool { return onFew() }
+
+var onFew = sync.OnceValue(func() bool {
+	online, err := os.ReadFile("/sys/devices/system/cpu/online")
+	if err != nil {
+		return true
+	}
+	all, err := cpuMask(string(online))
+	if err != nil {
+		return true
+	}
+	var own [maxCPUs / 8]byte
+	_, _, e := unix.RawSyscall(unix.SYS_SCHED_GETAFFINITY, 0, uintptr(len(own)), uintptr(unsafe.Pointer(&own[0])))
+	for i := range own {
+		if all[i]&^own[i] != 0 {
+			return true
+		}
+	}
+	return e != 0
+})
 
 // nsLinks are the namespaces' names under /proc/<pid>/ns.
 var nsLinks = []struct {

@@ -1,7 +1,7 @@
 package runtime
 
 import (
-	"fmt"
+	"math/bits"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -65,7 +65,7 @@ func parseMemoryPolicy(p *specs.LinuxMemoryPolicy) (mode uint64, mask []byte, er
 		}
 	}
 	if at < 0 {
-		return 0, nil, errs.New(errs.Invalid, "memoryPolicy: mode %q is unknown", p.Mode)
+		return 0, nil, errs.New(errs.Invalid, "invalid memory policy mode %q", p.Mode)
 	}
 	m := memoryModes[at]
 	mode = m.nr
@@ -77,7 +77,7 @@ func parseMemoryPolicy(p *specs.LinuxMemoryPolicy) (mode uint64, mask []byte, er
 			}
 		}
 		if bit == 0 {
-			return 0, nil, errs.New(errs.Invalid, "memoryPolicy: flag %q is unknown", name)
+			return 0, nil, errs.New(errs.Invalid, "invalid memory policy flag %q", name)
 		}
 		mode |= bit
 	}
@@ -86,20 +86,25 @@ func parseMemoryPolicy(p *specs.LinuxMemoryPolicy) (mode uint64, mask []byte, er
 	case mode&exclusive == exclusive:
 		return 0, nil, errs.New(errs.Invalid, "memoryPolicy: MPOL_F_STATIC_NODES and MPOL_F_RELATIVE_NODES exclude each other")
 	case nodes == "" && m.needs:
-		return 0, nil, errs.New(errs.Invalid, "memoryPolicy: mode %s needs nodes", p.Mode)
-	case nodes != "" && !m.takes:
-		return 0, nil, errs.New(errs.Invalid, "memoryPolicy: mode %s takes no nodes, got %q", p.Mode, p.Nodes)
+		return 0, nil, errs.New(errs.Invalid, "memory policy mode requires at least one node but got 0: %s", p.Mode)
 	case nodes == "":
 		return mode, nil, nil
 	}
 	all, err := cpuMask(p.Nodes)
 	if err != nil {
-		return 0, nil, errs.New(errs.Invalid, "memoryPolicy: %q is no list of nodes", p.Nodes)
+		return 0, nil, errs.New(errs.Invalid, "invalid memory policy nodes %q: no list of numbers", p.Nodes)
+	}
+	if !m.takes {
+		n := 0
+		for _, b := range all {
+			n += bits.OnesCount8(b)
+		}
+		return 0, nil, errs.New(errs.Invalid, "memory policy mode requires 0 nodes but got %d: %s", n, p.Mode)
 	}
 	const most = 1024 / 8 // MAX_NUMNODES of the largest kernels
 	for _, b := range all[most:] {
 		if b != 0 {
-			return 0, nil, fmt.Errorf("memoryPolicy: nodes %q: the kernel knows %d at most", p.Nodes, most*8)
+			return 0, nil, errs.New(errs.Invalid, "invalid memory policy nodes %q: the kernel knows %d at most", p.Nodes, most*8)
 		}
 	}
 	return mode, all[:most], nil

@@ -243,6 +243,7 @@ func (c *compiler) planDevices(o *Options, b *build) error {
 func (c *compiler) container(o *Options, b *build) error {
 	c.begin(b.tasks)
 	c.confinedOOM(o.Spec.Process.OOMScoreAdj)
+	c.anyCPU()
 	if b.ns.late() {
 		c.hide()
 		c.procContexts(b)
@@ -258,6 +259,14 @@ func (c *compiler) container(o *Options, b *build) error {
 	var err error
 	c.p.Nest(num(launch.ReportFD), func() { err = c.contents(o, b) })
 	return err
+}
+
+// cpus are the processors that the configuration limits a container to.
+func cpus(l *specs.Linux) string {
+	if l.Resources == nil || l.Resources.CPU == nil {
+		return ""
+	}
+	return l.Resources.CPU.Cpus
 }
 
 // hide keeps the process, and its child until the exec, from those it will be among: they may not trace it
@@ -282,7 +291,7 @@ func (c *compiler) contents(o *Options, b *build) error {
 	return c.process(&processPlan{
 		proc: spec.Process, filter: b.filter, gate: o.Gate, clamp: o.Clamp, userns: b.userns, uidMaps: b.uidMaps, gidMaps: b.gidMaps,
 		nested: b.ns.late(), keyring: !o.NoKeyring, extra: b.extra, stdioOwner: o.StdioOwner,
-		personality: l.Personality, memory: l.MemoryPolicy, create: true, hooks: &b.hooks,
+		personality: l.Personality, memory: l.MemoryPolicy, create: true, hooks: &b.hooks, cpus: cpus(l),
 	})
 }
 

@@ -25,6 +25,7 @@ type processPlan struct {
 	personality      *specs.LinuxPersonality
 	memory           *specs.LinuxMemoryPolicy
 	hooks            *hooksPlan // nil or with startContainer hooks
+	cpus             string     // that the container is limited to, "" for all
 
 	gate, clamp, keyring, stdioOwner bool
 	userns                           bool // in a user namespace that is not the launcher's
@@ -55,7 +56,7 @@ func (c *compiler) process(pl *processPlan) error {
 	if err != nil {
 		return fmt.Errorf("container %s: %w", c.id, err)
 	}
-	if err := c.scheduling(pl.proc, !pl.create); err != nil {
+	if err := c.scheduling(pl); err != nil {
 		return fmt.Errorf("container %s: %w", c.id, err)
 	}
 	if err := c.attributes(pl); err != nil {

@@ -3,8 +3,10 @@ package runtime
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -29,16 +31,25 @@ var schedFlags = []struct {
 	{specs.SchedFlagKeepParams, 16}, {specs.SchedFlagUtilClampMin, 32}, {specs.SchedFlagUtilClampMax, 64},
 }
 
-// scheduling adds what the process section says of processors and disks. initial and final are the
-// processors of an exec before and after it joins the container's cgroup.
-func (c *compiler) scheduling(proc *specs.Process, exec bool) error {
+// scheduling adds what the process section says of processors and disks. final are the processors of an
+// exec after it has joined the container's cgroup.
+func (c *compiler) scheduling(pl *processPlan) error {
+	proc := pl.proc
 	if s := proc.Scheduler; s != nil {
 		attr, err := schedAttr(s)
 		if err != nil {
 			return err
 		}
-		c.p.Subject("set the scheduler")
-		c.p.Call(unix.SYS_SCHED_SETATTR, num(0), c.p.Bytes(attr), num(0))
+		// What is nested is a fork, which does not inherit these; and in a user namespace nobody may.
+		if pl.userns || pl.nested && (s.Policy == specs.SchedDeadline || slices.Contains(s.Flags, specs.SchedFlagResetOnFork)) {
+			c.req.Scheduler = attr
+		} else {
+			c.p.Subject("set the scheduler")
+			c.p.Call(unix.SYS_SCHED_SETATTR, num(0), c.p.Bytes(attr), num(0))
+			if pl.cpus != "" {
+				c.hint(pinned(pl.cpus))
+			}
+		}
 	}
 	if io := proc.IOPriority; io != nil {
 		class := map[specs.IOPriorityClass]uint32{specs.IOPRIO_CLASS_RT: 1, specs.IOPRIO_CLASS_BE: 2, specs.IOPRIO_CLASS_IDLE: 3}[io.Class]
@@ -49,10 +60,30 @@ func (c *compiler) scheduling(proc *specs.Process, exec bool) error {
 		const whoProcess, classShift = 1, 13
 		c.p.Call(unix.SYS_IOPRIO_SET, num(whoProcess), num(0), num(class<<classShift|uint32(io.Priority)))
 	}
-	if a := proc.ExecCPUAffinity; exec && a != nil && a.Final != "" {
+	if a := proc.ExecCPUAffinity; !pl.create && a != nil && a.Final != "" {
 		return c.affinity("final", a.Final)
 	}
 	return nil
+}
+
+// pinned words the refusal of a policy that needs every processor, in runc's words.
+func pinned(cpus string) hint {
+	return func(e syscall.Errno) error {
+		if e == unix.EPERM {
+			return wrapErrno(e, "process scheduler can't be used together with AllowedCPUs: resources.cpu.cpus is %q", cpus)
+		}
+		return wrapErrno(e, "set the scheduler")
+	}
+}
+
+// anyCPU lets the process run on all processors of its cgroup, where its launcher may not.
+func (c *compiler) anyCPU() {
+	if !c.host.pinned() {
+		return
+	}
+	c.p.Subject("allow every processor")
+	all := slices.Repeat([]byte{0xff}, maxCPUs/8)
+	c.p.Call(unix.SYS_SCHED_SETAFFINITY, num(0), num(len(all)), c.p.Bytes(all)).Accept()
 }
 
 // affinity adds a sched_setaffinity to a list of processors ("0-3,7").
@@ -66,8 +97,11 @@ func (c *compiler) affinity(what, list string) error {
 	return nil
 }
 
+// maxCPUs is the most that kernels are built for.
+const maxCPUs = 8192
+
 func cpuMask(list string) ([]byte, error) {
-	mask := make([]byte, 1024) // 8192 processors, the kernel's most
+	mask := make([]byte, maxCPUs/8)
 	for _, part := range strings.Split(strings.TrimSpace(list), ",") {
 		lo, hi, isRange := strings.Cut(strings.TrimSpace(part), "-")
 		if !isRange {
@@ -75,7 +109,7 @@ func cpuMask(list string) ([]byte, error) {
 		}
 		a, err := strconv.ParseUint(lo, 10, 16)
 		b, err2 := strconv.ParseUint(hi, 10, 16)
-		if err != nil || err2 != nil || a > b || b >= 8192 {
+		if err != nil || err2 != nil || a > b || b >= maxCPUs {
 			return nil, errs.New(errs.Invalid, "%q is no list of processors", list)
 		}
 		for n := a; n <= b; n++ {

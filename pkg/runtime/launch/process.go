@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"sync"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -202,6 +203,12 @@ func (p *Process) setOutside(req *Request) error {
 		lim := unix.Rlimit{Cur: l.Soft, Max: l.Hard}
 		if err := unix.Prlimit(p.Pid, l.Resource, &lim, nil); err != nil {
 			return fmt.Errorf("set resource limit %d of process %d to %d:%d: %w", l.Resource, p.Pid, l.Soft, l.Hard, err)
+		}
+	}
+	if len(req.Scheduler) > 0 {
+		_, _, e := unix.Syscall(unix.SYS_SCHED_SETATTR, uintptr(p.Pid), uintptr(unsafe.Pointer(&req.Scheduler[0])), 0)
+		if e != 0 {
+			return fmt.Errorf("set the scheduler of process %d: %w", p.Pid, e)
 		}
 	}
 	if req.OOMScoreAdj != nil {

@@ -72,6 +72,7 @@ type Request struct {
 	Gate             bool     // the program stops at its gate until Process.Release
 	OOMScoreAdj      *int     // written from outside while the program is at its gate
 	Rlimits          []Rlimit // set from outside while the program is at its gate
+	Scheduler        []byte   // a struct sched_attr, set from outside while the program is at its gate
 	Terminal         bool     // the program sends the master of a pty it opened over its console socket
 	StdioOwner       *Owner   // new owner of those stdio files that are pipes, nil to leave them
 	Stop             bool     // the program stops once before it leaves the launcher's root, until Process.Continue
@@ -86,7 +87,9 @@ type Notify struct {
 
 // Gated reports whether the program of r has a gate operation: for Release or for what only the outside
 // may do.
-func (r *Request) Gated() bool { return r.Gate || r.OOMScoreAdj != nil || len(r.Rlimits) > 0 }
+func (r *Request) Gated() bool {
+	return r.Gate || r.OOMScoreAdj != nil || len(r.Rlimits) > 0 || r.Scheduler != nil
+}
 
 // reads reports whether the program of r reads the descriptor of its gate at all.
 func (r *Request) reads() bool { return r.Gated() || r.Stop || r.Notify != nil }

@@ -17,6 +17,7 @@ const (
 	maxRlimits = 64
 	maxName    = 255
 	maxMessage = 64 << 10
+	maxSched   = 1 << 10
 )
 
 // Bits of the flags word.
@@ -29,6 +30,7 @@ const (
 	flagOwner
 	flagStop
 	flagNotify
+	flagScheduler
 	flagsAll = 1<<iota - 1
 )
 
@@ -41,7 +43,7 @@ func (r *Request) MarshalBinary() ([]byte, error) {
 		return nil, fmt.Errorf("launch request: too long: %d and %d id maps, %d files, %d limits", len(r.UIDMaps), len(r.GIDMaps), len(r.Files), len(r.Rlimits))
 	}
 	var flags uint64
-	for i, on := range []bool{r.Setgroups, r.Nested, r.Gate, r.Terminal, r.OOMScoreAdj != nil, r.StdioOwner != nil, r.Stop, r.Notify != nil} {
+	for i, on := range []bool{r.Setgroups, r.Nested, r.Gate, r.Terminal, r.OOMScoreAdj != nil, r.StdioOwner != nil, r.Stop, r.Notify != nil, r.Scheduler != nil} {
 		if on {
 			flags |= 1 << i
 		}
@@ -84,6 +86,10 @@ func (r *Request) MarshalBinary() ([]byte, error) {
 			b = binary.AppendUvarint(b, uint64(len(part)))
 			b = append(b, part...)
 		}
+	}
+	if r.Scheduler != nil {
+		b = binary.AppendUvarint(b, uint64(len(r.Scheduler)))
+		b = append(b, r.Scheduler...)
 	}
 	return b, nil
 }
@@ -136,6 +142,9 @@ func (r *Request) UnmarshalBinary(data []byte) error {
 		for n := d.count(maxFiles); n > 0 && !d.bad; n-- {
 			r.Notify.Message = append(r.Notify.Message, string(d.bytes(d.count(maxMessage))))
 		}
+	}
+	if flags&flagScheduler != 0 {
+		r.Scheduler = append([]byte{}, d.bytes(d.count(maxSched))...)
 	}
 	if d.bad || len(d.b) != 0 {
 		return errWire

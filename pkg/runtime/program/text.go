@@ -147,6 +147,9 @@ func (p *Program) argText(a Arg, form byte) string {
 		return fmt.Sprintf("{%d instructions %08x}", n, h.Sum32())
 	default:
 		n := p.word(a.val - 8)
+		if b := p.data[a.val : a.val+n]; n > 64 && bytes.Count(b, b[:1]) == len(b) {
+			return fmt.Sprintf("<%d times %02x>", n, b[0])
+		}
 		return fmt.Sprintf("<% x>", p.data[a.val:a.val+n])
 	}
 }
