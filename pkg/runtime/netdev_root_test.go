@@ -73,3 +73,13 @@ func TestNetDevices(t *testing.T) {
 		}
 	}
 }
+
+// TestLoopback: a network namespace of a container's own comes with its loopback device up, as with other runtimes.
+func TestLoopback(t *testing.T) {
+	testroot.NeedRoot(t)
+	s := spec(testroot.Rootfs(t, t.TempDir()), "ip addr show lo")
+	r, err := run(t, runtime.Options{Spec: s})
+	if err != nil || !strings.Contains(r.out, ",UP") || !strings.Contains(r.out, "127.0.0.1/8") {
+		t.Errorf("%v: %s", err, r.out)
+	}
+}

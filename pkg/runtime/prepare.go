@@ -282,6 +282,7 @@ func (c *compiler) contents(o *Options, b *build) error {
 	if err := c.identity(spec, &b.ns); err != nil {
 		return fmt.Errorf("container %s: %w", o.ID, err)
 	}
+	c.loopback(&b.ns)
 	if err := c.sysctls(l.Sysctl, &b.ns); err != nil {
 		return fmt.Errorf("container %s: %w", o.ID, err)
 	}
@@ -323,6 +324,18 @@ func (c *compiler) identity(spec *specs.Spec, ns *namespaces) error {
 		c.p.Call(unix.SYS_SETDOMAINNAME, c.p.Str(spec.Domainname), num(len(spec.Domainname)))
 	}
 	return nil
+}
+
+// loopback sets up the loopback device of a new network namespace, as other runtimes do.
+func (c *compiler) loopback(ns *namespaces) {
+	if ns.create&unix.CLONE_NEWNET == 0 {
+		return
+	}
+	const name = 'l' | 'o'<<8 // of struct ifreq: 16 bytes of name, flags, 40 bytes in all
+	c.p.Subject("set up the loopback device")
+	c.p.Call(unix.SYS_SOCKET, num(unix.AF_UNIX), num(unix.SOCK_DGRAM|unix.SOCK_CLOEXEC), num(0)).Save(c.aux)
+	c.p.Call(unix.SYS_IOCTL, c.aux.Val(), num(unix.SIOCSIFFLAGS), c.p.Words(name, 0, unix.IFF_UP|unix.IFF_RUNNING, 0, 0))
+	c.close(c.aux)
 }
 
 // clocks sets the offsets of a new time namespace, which nobody is in yet.

@@ -33,7 +33,7 @@ var calls = []call{
 	{unix.SYS_PRLIMIT64, "prlimit64", "ddxx"}, {unix.SYS_UMASK, "umask", "o"}, {unix.SYS_SETSID, "setsid", ""},
 	{unix.SYS_SETHOSTNAME, "sethostname", "sd"}, {unix.SYS_SETDOMAINNAME, "setdomainname", "sd"},
 	{unix.SYS_IOCTL, "ioctl", "fxx"}, {unix.SYS_DUP3, "dup3", "ffO"}, {unix.SYS_FCNTL, "fcntl", "fdd"},
-	{unix.SYS_SENDMSG, "sendmsg", "fxx"}, {unix.SYS_RECVMSG, "recvmsg", "fxx"}, {unix.SYS_SOCKETPAIR, "socketpair", "dddx"}, {unix.SYS_EXECVE, "execve", "sxx"}, {unix.SYS_READLINKAT, "readlinkat", "fsxd"}, {unix.SYS_LSEEK, "lseek", "fdd"},
+	{unix.SYS_SENDMSG, "sendmsg", "fxx"}, {unix.SYS_RECVMSG, "recvmsg", "fxx"}, {unix.SYS_SOCKET, "socket", "ddd"}, {unix.SYS_SOCKETPAIR, "socketpair", "dddx"}, {unix.SYS_EXECVE, "execve", "sxx"}, {unix.SYS_READLINKAT, "readlinkat", "fsxd"}, {unix.SYS_LSEEK, "lseek", "fdd"},
 	{unix.SYS_FTRUNCATE, "ftruncate", "fd"}, {unix.SYS_EXIT_GROUP, "exit_group", "d"},
 	{unix.SYS_PPOLL, "ppoll", "dddd"}, {unix.SYS_RT_SIGACTION, "rt_sigaction", "dxdd"}, {unix.SYS_RT_SIGPROCMASK, "rt_sigprocmask", "dxdd"},
 	{unix.SYS_WAIT4, "wait4", "dxxx"}, {unix.SYS_GETPID, "getpid", ""}, {unix.SYS_IOPRIO_SET, "ioprio_set", "ddx"}, {unix.SYS_SCHED_SETATTR, "sched_setattr", "dxd"},
