@@ -9,7 +9,7 @@ import (
 // Pod is what a network needs to know of a pod.
 type Pod struct {
 	ID, Name, Namespace, UID string
-	Netns                    string // a path of its network namespace, "/proc/<holder pid>/ns/net"; "" when it is gone
+	Netns                    string // a path of its network namespace, for this process and now; "" when it is gone
 	Ports                    []PortMapping
 	Annotations              map[string]string
 	DNS                      DNS    // for plugins with the capability "dns"

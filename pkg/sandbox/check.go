@@ -45,7 +45,7 @@ func (m *Manager) audit(ctx context.Context, s *snapshot) ([]Problem, error) {
 		rec := s.pods[id].rec
 		live = append(live, m.livePodOf(s, rec))
 		if rec.TornDownAt.IsZero() {
-			nets = append(nets, rec.network())
+			nets = append(nets, rec.network(rec.netns()))
 		}
 	}
 	out := m.auditFiles(s)

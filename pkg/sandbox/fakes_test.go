@@ -290,6 +290,8 @@ func (m *machine) TrimCgroup(_ context.Context, path string) error {
 
 func (m *machine) Namespace(int, string) (*os.File, error) { return os.Open(m.rootfs) }
 
+func (m *machine) MakeNetns() (*os.File, error) { return os.Open(m.rootfs) }
+
 func (m *machine) Shm(string, bool) string { return "/dev/shm" }
 
 func (m *machine) Connect(context.Context, int, int32) (net.Conn, error) {

@@ -63,16 +63,21 @@ func (r *podRecord) public() *Pod {
 	}
 }
 
-// network is the pod as pkg/network wants it.
-func (r *podRecord) network() network.Pod {
+// netns is the path of the pod's network namespace while its holder lives.
+func (r *podRecord) netns() string {
+	if r.HolderPid == 0 {
+		return ""
+	}
+	return fmt.Sprintf("/proc/%d/ns/net", r.HolderPid)
+}
+
+// network is the pod as pkg/network wants it; netns is a path of its network namespace.
+func (r *podRecord) network(netns string) network.Pod {
 	md := r.Config.M.GetMetadata()
-	p := network.Pod{ID: r.ID, Name: md.GetName(), Namespace: md.GetNamespace(), UID: md.GetUid(), Annotations: r.Config.M.GetAnnotations(),
+	p := network.Pod{ID: r.ID, Name: md.GetName(), Namespace: md.GetNamespace(), UID: md.GetUid(), Netns: netns, Annotations: r.Config.M.GetAnnotations(),
 		CgroupParent: r.Config.M.GetLinux().GetCgroupParent()}
 	if d := r.Config.M.GetDnsConfig(); d != nil {
 		p.DNS = network.DNS{Servers: d.GetServers(), Searches: d.GetSearches(), Options: d.GetOptions()}
-	}
-	if r.HolderPid != 0 {
-		p.Netns = fmt.Sprintf("/proc/%d/ns/net", r.HolderPid)
 	}
 	for _, m := range r.Config.M.GetPortMappings() {
 		if m.GetHostPort() == 0 {

@@ -360,7 +360,7 @@ func (m *Manager) apply(ctx context.Context, p *Plan) {
 	live := make([]network.Pod, 0, len(s.pods))
 	for id, pod := range s.pods {
 		if pod.rec.TornDownAt.IsZero() {
-			live = append(live, pod.rec.network())
+			live = append(live, pod.rec.network(pod.rec.netns()))
 		}
 		if !pod.rec.ready() && pod.rec.TornDownAt.IsZero() && pod.rec.Message != holderDied {
 			m.retryTeardown(id)

@@ -11,27 +11,30 @@ import (
 	"strings"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cri-server/cri-server/pkg/errs"
+	"github.com/cri-server/cri-server/pkg/network"
 	"github.com/cri-server/cri-server/pkg/oci"
 	"github.com/cri-server/cri-server/pkg/store"
 )
 
 // runJob is a RunPodSandbox on its way.
 type runJob struct {
-	m   *Manager
-	rec podRecord
+	m     *Manager
+	rec   podRecord
+	netns *os.File      // the pod's network namespace, made ahead of its holder; nil: the holder makes it, or there is none
+	held  chan struct{} // closed when the holder is there
 }
 
 // runPodTable makes a pod: intent first, then what may leak, then the record that says ready.
 var runPodTable = table[*runJob]{"RunPodSandbox", []stage[*runJob]{
 	{{"intent", (*runJob).intent}},
-	{{"shim", (*runJob).spawn}, {"cgroup", (*runJob).cgroup}, {"files", (*runJob).files}, {"logs", (*runJob).logs}},
-	{{"holder", (*runJob).holder}},
-	{{"network", (*runJob).network}},
+	{{"shim", (*runJob).spawn}, {"cgroup", (*runJob).cgroup}, {"files", (*runJob).files}, {"logs", (*runJob).logs}, {"netns", (*runJob).makeNetns}},
+	{{"holder", (*runJob).holder}, {"network", (*runJob).network}},
 	{{"hosts", (*runJob).hosts}},
 	{{"record", (*runJob).record}},
 }}
@@ -68,14 +71,18 @@ func (m *Manager) runPod(ctx context.Context, config *cri.PodSandboxConfig, hand
 	if same != "" || err != nil {
 		return same, err
 	}
-	j := &runJob{m: m, rec: podRecord{ID: newID(), BootID: m.cfg.BootID, Handler: handler, CreatedAt: time.Now()}}
+	j := &runJob{m: m, rec: podRecord{ID: newID(), BootID: m.cfg.BootID, Handler: handler, CreatedAt: time.Now()}, held: make(chan struct{})}
 	j.rec.Config.M = config
 	unlock, err := m.ops.lock(ctx, j.rec.ID)
 	if err != nil {
 		return "", err
 	}
 	defer unlock()
-	if err = runPodTable.run(ctx, m, j); err == nil {
+	err = runPodTable.run(ctx, m, j)
+	if j.netns != nil {
+		j.netns.Close()
+	}
+	if err == nil {
 		return j.rec.ID, nil
 	}
 	err = fmt.Errorf("run pod %s/%s: %w", config.GetMetadata().GetNamespace(), config.GetMetadata().GetName(), err)
@@ -280,23 +287,61 @@ func (j *runJob) holder(ctx context.Context) error {
 	if j.rec.hostNetwork() {
 		hostname = "" // its UTS namespace is the node's
 	}
-	pid, err := shim.Holder(ctx, &HolderRequest{
-		PodID: j.rec.ID, CgroupPath: j.rec.CgroupPath, Namespaces: podNamespaces(j.rec.Config.M),
+	req := &HolderRequest{
+		PodID: j.rec.ID, CgroupPath: j.rec.CgroupPath, Namespaces: podNamespaces(j.rec.Config.M), Netns: j.netns,
 		UIDMaps: uids, GIDMaps: gids, Hostname: hostname, Sysctls: sysctls,
-	})
+	}
+	if j.netns != nil {
+		req.Namespaces = slices.DeleteFunc(req.Namespaces, func(t specs.LinuxNamespaceType) bool { return t == specs.NetworkNamespace })
+	}
+	pid, err := shim.Holder(ctx, req)
 	if err != nil {
 		return fmt.Errorf("make its namespaces: %w", err)
 	}
 	j.rec.HolderPid = pid
 	j.m.live.pod(j.rec.ID).set(nil, pid)
+	close(j.held)
 	return nil
+}
+
+// makeNetns makes the pod's network namespace here, so that the network can be attached to it while shim and holder
+// start; the holder joins it, and until then it lives by our descriptor alone. It is left to the holder where it has to
+// be made inside a user namespace, and where sysctls may have to be set before an interface is there.
+func (j *runJob) makeNetns(context.Context) error {
+	config := j.rec.Config.M
+	if uids, _ := oci.UserNamespace(config); j.rec.hostNetwork() || len(uids) > 0 || len(config.GetLinux().GetSysctls()) > 0 {
+		return nil
+	}
+	ns, err := j.m.shims.MakeNetns()
+	if err != nil {
+		return fmt.Errorf("make its network namespace: %w", err)
+	}
+	j.netns = ns
+	return nil
+}
+
+// networkPod is the pod as pkg/network wants it, once there is a namespace to attach.
+func (j *runJob) networkPod(ctx context.Context) (network.Pod, error) {
+	if j.netns != nil {
+		return j.rec.network(fmt.Sprintf("/proc/self/fd/%d", j.netns.Fd())), nil
+	}
+	select {
+	case <-j.held:
+		return j.rec.network(j.rec.netns()), nil
+	case <-ctx.Done():
+		return network.Pod{}, ctx.Err()
+	}
 }
 
 func (j *runJob) network(ctx context.Context) error {
 	if j.rec.hostNetwork() {
 		return nil
 	}
-	result, err := j.m.nets.Attach(ctx, j.rec.network())
+	pod, err := j.networkPod(ctx)
+	if err != nil {
+		return err
+	}
+	result, err := j.m.nets.Attach(ctx, pod)
 	if err != nil {
 		return fmt.Errorf("attach to the network: %w", err)
 	}

@@ -74,6 +74,8 @@ type Shims interface {
 	CgroupExists(path string) bool
 	// TrimCgroup removes a cgroup and those below it unless a process is in one of them.
 	TrimCgroup(ctx context.Context, path string) error
+	// MakeNetns makes a network namespace, which lives by the descriptor until a process joins it.
+	MakeNetns() (*os.File, error)
 	// Namespace opens a namespace ("net", "user", "pid"…) of the process pid; the caller closes it.
 	Namespace(pid int, kind string) (*os.File, error)
 	// Shm is the source, as containers' specs name it, of the /dev/shm of a pod: its own tmpfs, or the host's.
@@ -143,6 +145,7 @@ type HolderRequest struct {
 	PodID      string
 	CgroupPath string
 	Namespaces []specs.LinuxNamespaceType // to be made; with a user namespace all others are made inside it
+	Netns      *os.File                   // a network namespace to join; nil: none
 	UIDMaps    []specs.LinuxIDMapping
 	GIDMaps    []specs.LinuxIDMapping
 	Hostname   string            // set when a UTS namespace is made

@@ -49,8 +49,25 @@ func (t table[T]) run(ctx context.Context, m *Manager, job T) error {
 	return fault.At(t.name + "/end")
 }
 
+// runStage runs the steps of a stage. When one fails, or dies, the context of the others ends: nobody waits for what
+// will be torn down.
 func (t table[T]) runStage(ctx context.Context, m *Manager, st stage[T], job T) error {
-	return atOnce(len(st), func(i int) error { return t.runStep(ctx, m, st[i], job) })
+	own, cancel := context.WithCancel(ctx)
+	defer cancel()
+	return atOnce(len(st), func(i int) error {
+		failed := true
+		defer func() {
+			if failed {
+				cancel()
+			}
+		}()
+		err := t.runStep(own, m, st[i], job)
+		if errors.Is(err, context.Canceled) && own.Err() != nil && ctx.Err() == nil {
+			return nil // another step failed, and says why
+		}
+		failed = err != nil
+		return err
+	})
 }
 
 // atOnce runs do for 0 to n-1 at the same time and returns when all have ended, with all their errors.

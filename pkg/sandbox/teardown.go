@@ -70,7 +70,7 @@ func (t *podTeardown) network(ctx context.Context) error {
 		return nil
 	}
 	_, rec.HolderPid = t.m.live.pod(t.id).get()
-	if err := t.m.nets.Detach(ctx, rec.network()); err != nil {
+	if err := t.m.nets.Detach(ctx, rec.network(rec.netns())); err != nil {
 		t.hold = true // DEL comes before release
 		return fmt.Errorf("detach from the network: %w", err)
 	}

@@ -78,6 +78,9 @@ func (k *conn) Holder(ctx context.Context, r *sandbox.HolderRequest) (int, error
 		ID: r.PodID, Namespaces: r.Namespaces, UIDMappings: r.UIDMaps, GIDMappings: r.GIDMaps,
 		Hostname: r.Hostname, Sysctls: r.Sysctls, Cgroup: g, Clamp: true,
 	}
+	if r.Netns != nil {
+		o.Join = map[specs.LinuxNamespaceType]*os.File{specs.NetworkNamespace: r.Netns}
+	}
 	p, err := runtime.PrepareHolder(ctx, o)
 	if err != nil {
 		return 0, err

@@ -39,6 +39,7 @@ type Config struct {
 type Machine struct {
 	cfg     Config
 	cgroups *cgroup.Host
+	spare   spare
 }
 
 // New finds the machine's cgroup hierarchies. The caller closes it.
@@ -53,8 +54,11 @@ func New(cfg Config) (*Machine, error) {
 	return &Machine{cfg: cfg, cgroups: h}, nil
 }
 
-// Close releases what New opened.
-func (m *Machine) Close() { m.cgroups.Close() }
+// Close releases what New and later calls opened.
+func (m *Machine) Close() {
+	m.spare.close()
+	m.cgroups.Close()
+}
 
 // shimsGroup is the cgroup of all shims of this server: outside of every pod, so that no pod's limit can hit a shim.
 func (m *Machine) shimsGroup() string { return filepath.Join("/", m.cfg.CgroupRoot, "shims") }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"strconv"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -16,6 +17,72 @@ import (
 // ShmPath is where the containers' specs say that a pod's /dev/shm comes from: the shim's own mount namespace has a
 // tmpfs there for its pod.
 const ShmPath = "/dev/shm"
+
+// spare keeps one network namespace ready: to make one takes the kernel's lock of all network configuration, which the
+// namespace of a pod that has just ended may hold for milliseconds. It costs no process, and ends with the daemon.
+type spare struct {
+	mu     sync.Mutex
+	ns     *os.File
+	making bool
+	closed bool
+	wg     sync.WaitGroup
+}
+
+// take returns the spare namespace, if there is one, and has the next one made.
+func (s *spare) take() *os.File {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ns := s.ns
+	s.ns = nil
+	if !s.making && !s.closed {
+		s.making = true
+		s.wg.Go(s.refill)
+	}
+	return ns
+}
+
+func (s *spare) refill() {
+	ns, err := newNetns()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.making = false
+	switch {
+	case err != nil: // who needs one will see
+	case s.closed:
+		ns.Close()
+	default:
+		s.ns = ns
+	}
+}
+
+func (s *spare) close() {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.wg.Wait()
+	if s.ns != nil {
+		s.ns.Close()
+	}
+}
+
+// MakeNetns returns a network namespace that nobody is in.
+func (m *Machine) MakeNetns() (*os.File, error) {
+	if ns := m.spare.take(); ns != nil {
+		return ns, nil
+	}
+	return newNetns()
+}
+
+func newNetns() (ns *os.File, err error) {
+	err = sys.OnThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return os.NewSyscallError("unshare", err)
+		}
+		ns, err = os.Open("/proc/thread-self/ns/net")
+		return err
+	})
+	return ns, err
+}
 
 // Connect opens a TCP connection to a port on the loopback of the network namespace of pid, IPv4 first; with pid 0 of
 // the caller's own.

@@ -36,7 +36,7 @@ func (b bridge) check(ctx context.Context, c *Call) error {
 		switch {
 		case i.Name == conf.Bridge && i.Sandbox == "":
 			br = i
-		case i.Name == c.IfName && i.Sandbox == c.Netns:
+		case i.Name == c.IfName && i.Sandbox != "": // the namespace has another path by now than ADD was given
 			pod = i
 		}
 	}

@@ -227,7 +227,7 @@ func (p ptp) check(ctx context.Context, c *Call) error {
 		return errs.New(errs.Invalid, "check ptp: required prevResult missing")
 	}
 	for _, i := range prev.Interfaces {
-		if i.Name != c.IfName || i.Sandbox != c.Netns {
+		if i.Name != c.IfName || i.Sandbox == "" { // not c.Netns: see the bridge's
 			continue
 		}
 		return p.r.visit(c.Netns, func(h *netlink.Handle) error {
