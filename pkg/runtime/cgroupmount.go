@@ -23,6 +23,9 @@ func parseHierarchies(mountinfo string) []hierarchy {
 	seen := map[string]bool{}
 	for _, line := range strings.Split(mountinfo, "\n") {
 		before, after, ok := strings.Cut(line, " - ")
+		if !strings.HasPrefix(after, "cgroup") { // a node has hundreds of others
+			continue
+		}
 		head, tail := strings.Fields(before), strings.Fields(after)
 		if !ok || len(head) < 6 || len(tail) < 3 || !strings.HasPrefix(tail[0], "cgroup") || head[3] != "/" {
 			continue

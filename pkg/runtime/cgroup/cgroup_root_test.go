@@ -146,6 +146,28 @@ func waitPids(t *testing.T, g *Group, n int) []int {
 }
 
 // TestRealForkBomb kills what forks as fast as it can.
+func TestRealVanish(t *testing.T) {
+	h := host(t)
+	for name, fill := range map[string]func(*Group){
+		"empty": func(*Group) {},
+		"nested": func(g *Group) {
+			if _, err := h.Create(g.Path()+"/below", CreateOptions{}); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"busy":   func(g *Group) { start(t, g, "sleep 1000 & sleep 1000; :"); waitPids(t, g, 3) },
+		"frozen": func(g *Group) { start(t, g, "sleep 1000; :"); g.Freeze(limit(t)) },
+	} {
+		g := real(t, h, "vanish-"+name)
+		fill(g)
+		for range 2 { // the second time there is none
+			if err := g.Vanish(limit(t)); err != nil || g.Exists() {
+				t.Errorf("%s: %v, exists: %v", name, err, g.Exists())
+			}
+		}
+	}
+}
+
 func TestRealForkBomb(t *testing.T) {
 	g := real(t, host(t), "bomb")
 	if err := g.Apply(&specs.LinuxResources{Pids: &specs.LinuxPids{Limit: p(int64(60))}}); err != nil {

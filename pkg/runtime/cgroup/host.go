@@ -13,9 +13,7 @@
 package cgroup
 
 import (
-	"bufio"
 	"fmt"
-	"io"
 	"os"
 	"slices"
 	"strings"
@@ -81,16 +79,11 @@ type Host struct {
 // Probe finds the hierarchies mounted in the caller's mount namespace. Close releases their descriptors.
 // A machine without any is errs.Unsupported.
 func Probe() (*Host, error) {
-	f, err := os.Open("/proc/self/mountinfo")
+	text, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return nil, fmt.Errorf("find cgroup mounts: %w", err)
 	}
-	defer f.Close()
-	mounted, err := parseMountinfo(f)
-	if err != nil {
-		return nil, fmt.Errorf("find cgroup mounts: %w", err)
-	}
-	return open(mounted)
+	return open(parseMountinfo(string(text)))
 }
 
 // open opens the mount points and settles the mode.
@@ -189,7 +182,7 @@ func (h *Host) unified() *hierarchy {
 
 // parseMountinfo lists the cgroup mounts of a mountinfo file, each hierarchy once, v1 first. Of several
 // mounts of one hierarchy it takes the one below /sys/fs/cgroup.
-func parseMountinfo(r io.Reader) ([]Hierarchy, error) {
+func parseMountinfo(text string) []Hierarchy {
 	var v1, v2 []Hierarchy
 	add := func(list *[]Hierarchy, m Hierarchy) {
 		i := slices.IndexFunc(*list, func(o Hierarchy) bool { return o.Name == m.Name })
@@ -200,9 +193,11 @@ func parseMountinfo(r io.Reader) ([]Hierarchy, error) {
 			(*list)[i] = m
 		}
 	}
-	sc := bufio.NewScanner(r)
-	for sc.Scan() {
-		left, right, ok := strings.Cut(sc.Text(), " - ")
+	for line := range strings.Lines(text) {
+		left, right, ok := strings.Cut(line, " - ")
+		if !strings.HasPrefix(right, "cgroup") { // a node has hundreds of others
+			continue
+		}
 		f, g := strings.Fields(left), strings.Fields(right)
 		if !ok || len(f) < 5 || len(g) < 3 {
 			continue
@@ -218,7 +213,7 @@ func parseMountinfo(r io.Reader) ([]Hierarchy, error) {
 			}
 		}
 	}
-	return append(v1, v2...), sc.Err()
+	return append(v1, v2...)
 }
 
 // v1Hierarchy reads the controllers of a v1 mount from its super block options.

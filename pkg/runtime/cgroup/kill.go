@@ -440,12 +440,34 @@ func waitMembers(ctx context.Context, d dir, round int) {
 }
 
 // Prune removes the group's own directories where nothing is in them, neither processes nor groups, and
-// leaves the others. It does not wait.
-func (g *Group) Prune() {
+// leaves the others. It reports whether none is left. It does not wait.
+func (g *Group) Prune() bool {
+	left := false
 	for _, t := range g.host.trees {
-		if d, err := g.host.at(t, g.path); err == nil {
-			_ = unix.Unlinkat(t.root, g.path, unix.AT_REMOVEDIR) // EBUSY is the answer
-			d.close()
-		}
+		err := unix.Unlinkat(t.root, g.path, unix.AT_REMOVEDIR) // EBUSY is an answer
+		left = left || err != nil && !gone(err)
 	}
+	return !left
+}
+
+// Vanish is Kill and Delete of a group that, most likely, nothing is in any more: then it is one call for each
+// hierarchy. The one that freezes goes first: it stays for Kill where there is something to kill.
+func (g *Group) Vanish(ctx context.Context) error {
+	if g.unfreezable() && g.Prune() {
+		return nil
+	}
+	if err := g.Kill(ctx); err != nil {
+		return err
+	}
+	return g.Delete(ctx)
+}
+
+// unfreezable removes the directory that v1 freezes by, and reports whether it is gone.
+func (g *Group) unfreezable() bool {
+	t := g.host.tree("freezer")
+	if t == nil {
+		return true
+	}
+	err := unix.Unlinkat(t.root, g.path, unix.AT_REMOVEDIR)
+	return err == nil || gone(err)
 }

@@ -18,6 +18,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/cri-server/cri-server/pkg/fault"
+	"github.com/cri-server/cri-server/pkg/runtime/cgroup"
 	"github.com/cri-server/cri-server/pkg/runtime/rootless"
 )
 
@@ -31,7 +32,8 @@ type app struct {
 	root    string
 	rootSet bool
 	log     logger
-	manager string // of cgroups
+	manager string       // of cgroups
+	cgroups *cgroup.Host // nil until somebody asks
 
 	rootless string // --rootless
 	confined bool   // we are not the machine's root

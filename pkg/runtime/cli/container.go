@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -39,6 +40,9 @@ const (
 	statusPaused   = "paused"
 	statusStopped  = "stopped"
 )
+
+// stateFile is where a container's record is.
+const stateFile = "state.json"
 
 // record is what state.json holds. It is replaced whole.
 type record struct {
@@ -98,7 +102,7 @@ func (a *app) load(id string) (*container, error) {
 		return nil, err
 	}
 	c := &container{app: a, dir: filepath.Join(a.root, id)}
-	data, err := os.ReadFile(filepath.Join(c.dir, "state.json"))
+	data, err := os.ReadFile(filepath.Join(c.dir, stateFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, errNotExist
 	}
@@ -149,7 +153,7 @@ func (c *container) save() error {
 	if err != nil {
 		return err
 	}
-	return c.write("state.json", data)
+	return c.write(stateFile, data)
 }
 
 // write replaces a file of the state directory whole.
@@ -174,23 +178,27 @@ func (c *container) spec() (*specs.Spec, error) {
 	return &s, decode.JSON(data, &s)
 }
 
-// group is the container's cgroup.
+// group is the container's cgroup, and the hierarchies it is in.
 func (c *container) group() (*cgroup.Group, *cgroup.Host, error) {
 	if c.NoCgroup {
 		h := cgroup.Disabled()
 		g, err := h.At(c.ID)
 		return g, h, err
 	}
-	h, err := cgroup.Probe()
+	h, err := c.app.hierarchies()
 	if err != nil {
 		return nil, nil, err
 	}
 	g, err := h.At(c.Cgroup)
-	if err != nil {
-		h.Close()
-		return nil, nil, err
+	return g, h, err
+}
+
+// hierarchies are the machine's cgroup hierarchies, looked for once and open until the command ends.
+func (a *app) hierarchies() (h *cgroup.Host, err error) {
+	if a.cgroups == nil {
+		a.cgroups, err = cgroup.Probe()
 	}
-	return g, h, nil
+	return a.cgroups, err
 }
 
 // withGroup loads a container and calls do with it and its cgroup.
@@ -200,11 +208,10 @@ func (a *app) withGroup(id string, do func(*container, *cgroup.Group) error) err
 		return err
 	}
 	defer c.close()
-	g, h, err := c.group()
+	g, _, err := c.group()
 	if err != nil {
 		return err
 	}
-	defer h.Close()
 	if c.NoCgroup {
 		return fmt.Errorf("container %s has no cgroup: it was created with --cgroup-manager=%s, or without root in a cgroup that is not its user's", c.ID, managerNone)
 	}
@@ -249,8 +256,7 @@ func (c *container) status() string {
 		return statusStopped
 	}
 	pidfd.Close()
-	if g, h, err := c.group(); err == nil {
-		defer h.Close()
+	if g, _, err := c.group(); err == nil {
 		if frozen, err := g.Frozen(); err == nil && frozen {
 			return statusPaused
 		}
@@ -277,7 +283,6 @@ func (c *container) destroy(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer h.Close()
 	if err := c.removeGroup(ctx, g); err != nil {
 		return err
 	}
@@ -295,18 +300,25 @@ func (c *container) destroy(ctx context.Context) error {
 
 // removeState removes a state directory so that the record goes last.
 func removeState(dir string) error {
-	list, err := os.ReadDir(dir)
+	f, err := os.Open(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	for _, e := range list {
-		if e.Name() != "state.json" {
-			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
-				return err
-			}
+	defer f.Close()
+	list, err := f.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	for _, name := range append(slices.DeleteFunc(list, func(n string) bool { return n == stateFile }), stateFile) {
+		err := unix.Unlinkat(int(f.Fd()), name, 0)
+		if err == unix.EISDIR {
+			err = os.RemoveAll(filepath.Join(dir, name))
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return &os.PathError{Op: "unlink", Path: filepath.Join(dir, name), Err: err}
 		}
 	}
 	return os.RemoveAll(dir)

@@ -57,8 +57,8 @@ type creation struct {
 	prep       *runtime.Prepared
 	proc       *launch.Process
 	console    *console
-	rdt        []*os.File     // tasks files of resctrl groups
-	signals    chan os.Signal // for the container's process, when we stay
+	rdt        []*os.File // tasks files of resctrl groups
+	relay      *relay     // of signals to the container's process, when we stay
 }
 
 func (cr *creation) flags() []flag {
@@ -127,7 +127,6 @@ func (cr *creation) do() (code int, err error) {
 	if err := cr.prepare(); err != nil {
 		return 0, err
 	}
-	defer cr.host.Close()
 	defer cr.prep.Close()
 	if err := cr.launch(); err != nil {
 		return 0, err
@@ -415,7 +414,7 @@ func (cr *creation) launch() error {
 		return err
 	}
 	if cr.stays && !cr.detach {
-		cr.signals = catchSignals()
+		cr.relay = newRelay()
 	}
 	if cr.stays {
 		cr.proc, err = launch.Start(&cr.prep.Request, cr.prep.Files, cr.console.stdio)
@@ -451,6 +450,7 @@ func (cr *creation) launch() error {
 	if err := cr.c.save(); err != nil {
 		return err
 	}
+	cr.relay.ready()
 	return writePidFile(cr.pidFile, cr.proc.Pid)
 }
 

@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cri-server/cri-server/pkg/runtime"
-	"github.com/cri-server/cri-server/pkg/runtime/cgroup"
 	"github.com/cri-server/cri-server/pkg/runtime/cli/internal/decode"
 	"github.com/cri-server/cri-server/pkg/runtime/launch"
 )
@@ -37,6 +36,8 @@ type execution struct {
 	preserve      int
 	cgroup        []string
 	ignorePaused  bool
+
+	relay *relay // of signals to the process, when we stay
 }
 
 func setupExec(a *app) ([]flag, func([]string) error) {
@@ -101,9 +102,8 @@ func (e *execution) do(id string, args []string) (int, error) {
 	if err := checkTerminal(proc.Terminal, e.detach, e.consoleSocket); err != nil {
 		return 0, err
 	}
-	var signals chan os.Signal
 	if !e.detach {
-		signals = catchSignals()
+		e.relay = newRelay()
 	}
 	p, con, err := e.start(c, spec, proc)
 	if err != nil {
@@ -113,7 +113,7 @@ func (e *execution) do(id string, args []string) (int, error) {
 	if e.detach {
 		return 0, nil
 	}
-	code, err := attend(p, con, signals)
+	code, err := attend(p, con, e.relay)
 	con.close()
 	return code, err
 }
@@ -126,11 +126,10 @@ func (e *execution) start(c *container, spec *specs.Spec, proc *specs.Process) (
 		return nil, nil, err
 	}
 	defer pidfd.Close()
-	g, h, err := e.group(c)
+	g, err := e.group(c)
 	if err != nil {
 		return nil, nil, err
 	}
-	defer h.Close()
 	extra, env, err := extraFiles(e.preserve)
 	if err != nil {
 		return nil, nil, err
@@ -189,24 +188,20 @@ func (e *execution) announce(p *launch.Process, con *console) error {
 	if err := sendPidfd(e.pidfdSocket, p.Pidfd); err != nil {
 		return err
 	}
+	e.relay.ready()
 	return writePidFile(e.pidFile, p.Pid)
 }
 
 // group is the cgroup that the process is to be in.
-func (e *execution) group(c *container) (runtime.Cgroup, *cgroup.Host, error) {
+func (e *execution) group(c *container) (runtime.Cgroup, error) {
 	g, h, err := c.group()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if len(e.cgroup) == 0 || c.NoCgroup {
-		return c.where(g), h, nil
+		return c.where(g), nil
 	}
-	sub, err := parseSubgroup(g, h, e.cgroup)
-	if err != nil {
-		h.Close()
-		return nil, nil, err
-	}
-	return sub, h, nil
+	return parseSubgroup(g, h, e.cgroup)
 }
 
 // build is the process: that of a file, or the container's own with what the flags change.

@@ -99,11 +99,10 @@ func (c *container) explain(failure error) error {
 	if err != nil {
 		return failure
 	}
-	g, h, err := c.group()
+	g, _, err := c.group()
 	if err != nil {
 		return failure
 	}
-	defer h.Close()
 	out, err := c.hookOutput(spec.Hooks)
 	if err != nil {
 		return failure
@@ -188,11 +187,10 @@ func realtime(name string) (syscall.Signal, bool) {
 // signal sends a signal to the container's process, or to all its processes. SIGKILL goes to all where
 // the end of the first does not end the others.
 func (c *container) signal(sig syscall.Signal, all bool) error {
-	g, h, err := c.group()
+	g, _, err := c.group()
 	if err != nil {
 		return err
 	}
-	defer h.Close()
 	if sig == unix.SIGKILL && (all || !c.OwnPID) && !c.NoCgroup {
 		pids, err := g.Pids()
 		if err != nil {

@@ -110,15 +110,15 @@ func (c *container) removeGroup(ctx context.Context, g *cgroup.Group) error {
 	if c.NoCgroup {
 		return c.end(ctx)
 	}
-	if err := g.Kill(ctx); err != nil {
-		return err
-	}
 	if c.Unit != nil {
+		if err := g.Kill(ctx); err != nil {
+			return err
+		}
 		if err := systemd.Forget(ctx, *c.Unit); err != nil {
 			return err
 		}
 	}
-	return g.Delete(ctx)
+	return g.Vanish(ctx)
 }
 
 // prune removes those groups above the container's that create made and that are nobody's: a slice that systemd

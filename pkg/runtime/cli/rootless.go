@@ -69,11 +69,10 @@ func (a *app) chooseCgroup(configured, id string) string {
 	if !a.loose || strings.Trim(configured, "/") != "" {
 		return cgroupPath(configured, id)
 	}
-	h, err := cgroup.Probe()
+	h, err := a.hierarchies()
 	if err != nil {
 		return ""
 	}
-	defer h.Close()
 	own := ownCgroup()
 	if own == "" || strings.HasPrefix(own, "/..") {
 		return ""

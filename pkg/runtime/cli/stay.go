@@ -20,7 +20,7 @@ func (cr *creation) stay() (int, error) {
 			cr.app.log.warn("become the container's subreaper: %v", err)
 		}
 	}
-	code, err := attend(cr.proc, cr.console, cr.signals)
+	code, err := attend(cr.proc, cr.console, cr.relay)
 	ctx, cancel := context.WithTimeout(context.Background(), teardown)
 	defer cancel()
 	if err != nil {
@@ -50,20 +50,36 @@ var relayed = []os.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, 
 // control signals stop it, the real-time ones do nothing.
 const relayRest = 20 * time.Millisecond
 
-// catchSignals collects what is sent to us, until we exit: what removes a container is not to be cut short
-// either. It is to be called before the process runs: a caller may signal as soon as it hears from it.
-func catchSignals() chan os.Signal {
-	signals := make(chan os.Signal, 64)
-	signal.Notify(signals, relayed...)
-	time.AfterFunc(relayRest, func() {
-		signal.Notify(signals)
-		signals <- unix.SIGCHLD // for orphans that have ended so far
-	})
-	return signals
+// relay collects what is sent to us, until we exit: what removes a container is not to be cut short either.
+type relay struct {
+	signals chan os.Signal
+	caught  chan struct{} // closed when signals are
+}
+
+// newRelay begins to catch signals, while the process is made. It has to be ready before anybody hears of the
+// process, who may signal at once.
+func newRelay() *relay {
+	r := &relay{make(chan os.Signal, 64), make(chan struct{})}
+	go func() {
+		signal.Notify(r.signals, relayed...)
+		close(r.caught)
+		time.AfterFunc(relayRest, func() {
+			signal.Notify(r.signals)
+			r.signals <- unix.SIGCHLD // for orphans that have ended so far
+		})
+	}()
+	return r
+}
+
+// ready waits until signals are caught. Of nil it does nothing.
+func (r *relay) ready() {
+	if r != nil {
+		<-r.caught
+	}
 }
 
 // attend relays signals to a process until it has ended, and returns its exit code.
-func attend(p *launch.Process, con *console, signals chan os.Signal) (int, error) {
+func attend(p *launch.Process, con *console, r *relay) (int, error) {
 	con.resize()
 	type end struct {
 		status launch.WaitStatus
@@ -81,7 +97,7 @@ func attend(p *launch.Process, con *console, signals chan os.Signal) (int, error
 				return 0, e.err
 			}
 			return launch.ExitCode(e.status), nil
-		case s := <-signals:
+		case s := <-r.signals:
 			switch s {
 			case unix.SIGCHLD:
 				launch.Reap()
