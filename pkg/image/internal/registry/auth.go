@@ -1,16 +1,11 @@
 package registry
 
 import (
-	"context"
 	"encoding/base64"
-	"errors"
-	"io/fs"
 	"net/url"
-	"os"
 	"strings"
 
 	"oras.land/oras-go/v2/registry/remote/auth"
-	"oras.land/oras-go/v2/registry/remote/credentials"
 
 	"github.com/cri-server/cri-server/pkg/errs"
 )
@@ -66,37 +61,4 @@ func canonicalServer(host string) string {
 		return dockerDomain
 	}
 	return strings.TrimSuffix(host, ":443")
-}
-
-// fromFiles asks docker-style credential files, and the helpers they name, for the credentials of a host.
-// A file that does not exist is skipped. Helpers are programs the operator named; they get the host only.
-func fromFiles(ctx context.Context, files []string, host string) (auth.Credential, error) {
-	var failed error
-	for _, file := range files {
-		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		store, err := credentials.NewStore(file, credentials.StoreOptions{DetectDefaultNativeStore: false})
-		if err != nil {
-			failed = errs.New(errs.Unknown, "credential file %s: %w", file, err)
-			continue
-		}
-		for _, key := range serverKeys(host) {
-			cred, err := store.Get(ctx, key)
-			if err != nil {
-				failed = errs.New(errs.Unknown, "credentials for %s (%s): %w", host, file, err)
-			} else if cred != auth.EmptyCredential {
-				return cred, nil
-			}
-		}
-	}
-	return auth.EmptyCredential, failed
-}
-
-// serverKeys are the names under which tools have filed a host's credentials.
-func serverKeys(host string) []string {
-	if host == dockerRegistry || host == dockerDomain {
-		return []string{"https://index.docker.io/v1/", "index.docker.io", dockerDomain, dockerRegistry}
-	}
-	return []string{host, "https://" + host}
 }

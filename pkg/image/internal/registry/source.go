@@ -86,7 +86,7 @@ func (p *Pool) Open(opts Options) (*Source, error) {
 			case h.Upstream && haveGiven:
 				return given, nil
 			}
-			return fromFiles(ctx, opts.AuthFiles, host)
+			return fromFiles(ctx, opts.AuthFiles, host, h.repository(opts.Repo))
 		}}
 		s.ends = append(s.ends, e)
 	}
