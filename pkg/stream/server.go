@@ -12,6 +12,7 @@ package stream
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -29,7 +30,9 @@ import (
 // Config is how a Server serves. The zero value is a server on a free port of 127.0.0.1.
 type Config struct {
 	Addr        string        // host:port to listen on; "" is 127.0.0.1:0
-	BaseURL     string        // what URLs begin with, where that is not http://Addr
+	BaseURL     string        // what URLs begin with, where that is not http://Addr, or https:// with TLS
+	TLSCert     string        // file of the PEM certificate chain; with TLSKey, streams are served by TLS
+	TLSKey      string        // file of its PEM key
 	TTL         time.Duration // how long a URL may wait for its client; 0 is one minute
 	IdleTimeout time.Duration // how long a connection may be silent; 0 is four hours
 	CreateTime  time.Duration // how long a SPDY client may take to open its streams; 0 is 30 seconds
@@ -60,13 +63,21 @@ func Listen(cfg Config, rt Runtime) (*Server, error) {
 		return nil, fmt.Errorf("listen for streams on %s: %w", cfg.Addr, err)
 	}
 	base := &url.URL{Scheme: "http", Host: l.Addr().String()}
+	if cfg.TLSCert != "" {
+		base.Scheme = "https"
+	}
+	secured, err := secure(l, cfg.TLSCert, cfg.TLSKey)
+	if err != nil {
+		l.Close()
+		return nil, err
+	}
 	if cfg.BaseURL != "" {
 		if base, err = url.Parse(cfg.BaseURL); err != nil {
 			l.Close()
 			return nil, errs.New(errs.Invalid, "stream base URL (%s): %w", cfg.BaseURL, err)
 		}
 	}
-	s := &Server{cfg: cfg, rt: rt, base: base, listener: l, tokens: newTokens(cfg.TTL, cfg.MaxPending),
+	s := &Server{cfg: cfg, rt: rt, base: base, listener: secured, tokens: newTokens(cfg.TTL, cfg.MaxPending),
 		hangup: 3 * time.Second, heartbeat: 15 * time.Second, linger: 2 * time.Second}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	mux := http.NewServeMux()
@@ -75,7 +86,9 @@ func Listen(cfg Config, rt Runtime) (*Server, error) {
 	mux.HandleFunc("/portforward/{token}", serve(s, s.portForward))
 	s.http = &http.Server{
 		Handler: mux, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10,
-		ConnContext: func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, connKey{}, network(c))
+		},
 	}
 	return s, nil
 }
@@ -95,6 +108,14 @@ func (c Config) withDefaults() Config {
 	}
 	if c.MaxPending == 0 {
 		c.MaxPending = 1000
+	}
+	return c
+}
+
+// network is the network's connection below c, which the kernel knows.
+func network(c net.Conn) net.Conn {
+	if t, ok := c.(*tls.Conn); ok {
+		return t.NetConn()
 	}
 	return c
 }

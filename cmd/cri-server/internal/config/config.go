@@ -53,6 +53,8 @@ type Config struct {
 type Stream struct {
 	Address     string   `toml:"address" json:"address"`
 	BaseURL     string   `toml:"base_url" json:"baseURL"`
+	TLSCert     string   `toml:"tls_cert" json:"tlsCert"`
+	TLSKey      string   `toml:"tls_key" json:"tlsKey"`
 	TokenTTL    Duration `toml:"token_ttl" json:"tokenTTL"`
 	IdleTimeout Duration `toml:"idle_timeout" json:"idleTimeout"`
 }

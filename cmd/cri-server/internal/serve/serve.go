@@ -49,7 +49,7 @@ func Run(ctx context.Context, cfg *config.Config, version string) error {
 		return err
 	}
 	defer parts.close()
-	streams, err := stream.Listen(stream.Config{Addr: cfg.Stream.Address, BaseURL: cfg.Stream.BaseURL,
+	streams, err := stream.Listen(stream.Config{Addr: cfg.Stream.Address, BaseURL: cfg.Stream.BaseURL, TLSCert: cfg.Stream.TLSCert, TLSKey: cfg.Stream.TLSKey,
 		TTL: time.Duration(cfg.Stream.TokenTTL), IdleTimeout: time.Duration(cfg.Stream.IdleTimeout)}, parts.pods)
 	if err != nil {
 		return err
