@@ -34,8 +34,11 @@ type options struct {
 	runtimes   []contender
 }
 
-// contender is one runtime.
-type contender struct{ name, file string }
+// contender is one runtime: a program, or a pod that launches without one.
+type contender struct {
+	name, file string
+	pod        *pod
+}
 
 func main() {
 	code := 0
@@ -97,7 +100,7 @@ func parse(args []string) (*options, error) {
 			}
 			continue
 		}
-		o.runtimes = append(o.runtimes, contender{name, found})
+		o.runtimes = append(o.runtimes, contender{name: name, file: found})
 	}
 	return o, nil
 }

@@ -25,14 +25,18 @@ type row struct {
 	name string
 	// turn does it once, by a container of that name.
 	turn func(b *bundle, c *contender, id string) (cost, error)
+	// shim does the same without a program of ours, in a row that has it in the first place.
+	shim func(p *pod, id string) error
 }
 
 // rows, with their names for -only.
 var rows = []row{
-	{"version", func(_ *bundle, c *contender, _ string) (cost, error) { return c.call("--version") }},
-	{"run", (*bundle).run},
-	{"create+start+delete", (*bundle).three},
-	{"exec", (*bundle).exec},
+	{name: "version", turn: func(_ *bundle, c *contender, _ string) (cost, error) { return c.call("--version") }},
+	{name: "run", turn: (*bundle).run},
+	{name: "create+start+delete", turn: (*bundle).three},
+	{name: "exec", turn: (*bundle).exec},
+	{name: "run-in-shim", turn: (*bundle).run, shim: (*pod).run},
+	{name: "exec-in-shim", turn: (*bundle).exec, shim: (*pod).exec},
 }
 
 func measure(o *options) (err error) {
@@ -57,15 +61,26 @@ func measure(o *options) (err error) {
 		}
 		defer c.call("--root", b.root(c), "delete", "--force", "standing-"+c.name) //nolint:errcheck // what is left is removed without the runtime
 	}
+	p, err := newPod(b)
+	if p != nil {
+		defer p.close()
+	}
+	if err != nil {
+		return err
+	}
 	for _, r := range rows {
 		if !o.wants(r.name) {
 			continue
 		}
-		if err := b.compare(o, &r, 1); err != nil {
+		list := o.runtimes
+		if r.shim != nil {
+			list = append([]contender{{name: "in-shim", pod: p}}, list[1:]...)
+		}
+		if err := b.compare(o, &r, list, 1); err != nil {
 			return err
 		}
-		if o.clients > 1 && r.name != "version" {
-			if err := b.compare(o, &r, o.clients); err != nil {
+		if o.clients > 1 && r.name != "version" && r.shim == nil {
+			if err := b.compare(o, &r, list, o.clients); err != nil {
 				return err
 			}
 		}
@@ -78,12 +93,12 @@ func (o *options) wants(name string) bool {
 }
 
 // compare lets the runtimes take turns, and prints what came of it.
-func (b *bundle) compare(o *options, r *row, clients int) error {
-	took := make([][]cost, len(o.runtimes))
+func (b *bundle) compare(o *options, r *row, list []contender, clients int) error {
+	took := make([][]cost, len(list))
 	for n := -3; n < o.n; n += clients { // the first are to warm up
-		for i := range o.runtimes {
-			i = (i + max(n, 0)) % len(o.runtimes) // nobody comes always after the same
-			all, err := b.together(r, &o.runtimes[i], clients)
+		for i := range list {
+			i = (i + max(n, 0)) % len(list) // nobody comes always after the same
+			all, err := b.together(r, &list[i], clients)
 			if err != nil {
 				return err
 			}
@@ -96,7 +111,7 @@ func (b *bundle) compare(o *options, r *row, clients int) error {
 	if clients > 1 {
 		title = fmt.Sprintf("%d × %s", clients, r.name)
 	}
-	show(title, o.runtimes, took)
+	show(title, list, took)
 	return nil
 }
 
@@ -105,7 +120,14 @@ func (b *bundle) together(r *row, c *contender, clients int) ([]cost, error) {
 	took, errs := make([]cost, clients), make([]error, clients)
 	var wg sync.WaitGroup
 	for i := range clients {
-		wg.Go(func() { took[i], errs[i] = r.turn(b, c, fmt.Sprintf("%s-%d", c.name, i)) })
+		id := fmt.Sprintf("%s-%d", c.name, i)
+		wg.Go(func() {
+			if c.pod != nil {
+				took[i], errs[i] = timed(func() error { return r.shim(c.pod, id) })
+			} else {
+				took[i], errs[i] = r.turn(b, c, id)
+			}
+		})
 	}
 	wg.Wait()
 	return took, errors.Join(errs...)
