@@ -73,6 +73,10 @@ demo: build ## a pod of two containers, from nothing to nothing, in namespaces o
 test-vm: build ## root tests on cgroup v2 in a virtual machine: make test-vm KERNEL=6.12 (or 6.1)
 	hack/vm/test $(or $(KERNEL),6.12)
 
+.PHONY: test-systemd
+test-systemd: build ## the systemd cgroup driver's tests, in a virtual machine whose init is systemd: make test-systemd KERNEL=6.12 (or 6.1)
+	VM_INIT=systemd hack/vm/test $(or $(KERNEL),6.12)
+
 .PHONY: test-arm64
 test-arm64: ## the runtime's and the shim's tests on arm64, in a virtual machine: make test-arm64 KERNEL=6.12 (or 6.1)
 	VM_KERNEL=$(or $(KERNEL),6.12) hack/vm/arm64

@@ -10,6 +10,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/cri-server/cri-server/pkg/fault"
 	"github.com/cri-server/cri-server/pkg/runtime/cgroup"
 	"github.com/cri-server/cri-server/pkg/runtime/systemd"
 )
@@ -81,7 +82,7 @@ func (cr *creation) limit() error {
 	}
 	if cr.unit != nil {
 		cr.scope = &systemd.Scope{
-			Unit: *cr.unit, Description: "libcontainer container " + cr.id, // as runc has it
+			Unit: *cr.unit, Description: "libcontainer container " + cr.unit.Container, // as runc has it
 			Group: cr.group, Resources: cr.config.Linux.Resources, Create: opts, Extra: cr.properties,
 		}
 		return cr.scope.Prepare()
@@ -102,7 +103,11 @@ func (cr *creation) adopt() error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), teardown)
 	defer cancel()
-	return cr.scope.Adopt(ctx, cr.proc.Pid)
+	err := cr.scope.Adopt(ctx, cr.proc.Pid)
+	if err == nil {
+		err = fault.At("runtime/adopted")
+	}
+	return err
 }
 
 // removeGroup kills what is in the container's cgroup and removes it. Systemd forgets its scope.

@@ -38,11 +38,10 @@ const patience = 30 * time.Second
 
 // Conn is a connection to a systemd manager. It is for one goroutine at a time.
 type Conn struct {
-	fd      int
-	serial  uint32
-	buf     []byte     // received, not yet read
-	jobs    []*message // JobRemoved signals that nobody has waited for yet
-	version int        // of systemd; 0: not asked yet
+	fd     int
+	serial uint32
+	buf    []byte     // received, not yet read
+	jobs   []*message // JobRemoved signals that nobody has waited for yet
 }
 
 // Booted reports whether systemd is the machine's init, as sd_booted(3) tells.
@@ -157,10 +156,11 @@ func dial(ctx context.Context, a address) (*Conn, error) {
 // Close ends the connection.
 func (c *Conn) Close() { unix.Close(c.fd) }
 
-// authenticate does SASL EXTERNAL: the socket's peer credentials say who we are, the text only repeats it.
+// authenticate does SASL EXTERNAL: the socket's peer credentials say who we are, the text only repeats it. BEGIN
+// goes along, and no message before the answer: systemd does not look again at what it has read together with BEGIN.
 func (c *Conn) authenticate(ctx context.Context) error {
 	uid := hex.EncodeToString([]byte(strconv.Itoa(peerUID())))
-	if err := c.write(ctx, []byte("\x00AUTH EXTERNAL "+uid+"\r\n")); err != nil {
+	if err := c.write(ctx, []byte("\x00AUTH EXTERNAL "+uid+"\r\nBEGIN\r\n")); err != nil {
 		return err
 	}
 	for !bytes.Contains(c.buf, []byte("\r\n")) {
@@ -176,7 +176,7 @@ func (c *Conn) authenticate(ctx context.Context) error {
 		return fmt.Errorf("authenticate as user %d: the answer is %q", peerUID(), line)
 	}
 	c.buf = rest
-	return c.write(ctx, []byte("BEGIN\r\n"))
+	return nil
 }
 
 // peerUID is our user as the other end sees it: in a user namespace that of its owner outside.

@@ -52,7 +52,11 @@ func (s *Scope) Adopt(ctx context.Context, pid int) error {
 		return err
 	}
 	defer c.Close()
-	props, err := ForScope(s.Resources, s.Group.Mode() == cgroup.V2, c.Version(ctx))
+	version, err := c.Version(ctx)
+	if err != nil {
+		return err
+	}
+	props, err := ForScope(s.Resources, s.Group.Mode() == cgroup.V2, version)
 	if err != nil {
 		return err
 	}
@@ -73,7 +77,11 @@ func Update(ctx context.Context, u Unit, g *cgroup.Group, res *specs.LinuxResour
 		return err
 	}
 	defer c.Close()
-	props, err := ForUpdate(res, g.Mode() == cgroup.V2, c.Version(ctx))
+	version, err := c.Version(ctx)
+	if err != nil {
+		return err
+	}
+	props, err := ForUpdate(res, g.Mode() == cgroup.V2, version)
 	if err != nil {
 		return err
 	}

@@ -98,9 +98,9 @@ func (b *fakeBus) auth(c net.Conn) bool {
 		io.WriteString(c, "REJECTED EXTERNAL\r\n")
 		return false
 	}
-	io.WriteString(c, "OK 1234\r\n")
-	begin := make([]byte, 7)
+	begin := make([]byte, 7) // before the answer: see authenticate
 	_, err := io.ReadFull(c, begin)
+	io.WriteString(c, "OK 1234\r\n")
 	return err == nil && string(begin) == "BEGIN\r\n"
 }
 

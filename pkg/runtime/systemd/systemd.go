@@ -27,6 +27,8 @@ type Unit struct {
 	Slice string `json:"slice"` // "kubepods-pod1.slice"
 	Name  string `json:"name"`  // "cri-0123.scope"
 	User  bool   `json:"user,omitempty"`
+
+	Container string `json:"-"` // the last part of the path that names it
 }
 
 // DefaultSlice is where scopes go that say nothing of it.
@@ -51,7 +53,7 @@ func ParsePath(cgroupsPath, id string, user bool) (Unit, error) {
 	if slice == "" {
 		slice = DefaultSlice(user)
 	}
-	u := Unit{Slice: slice, Name: prefix + "-" + name + ".scope", User: user}
+	u := Unit{Slice: slice, Name: prefix + "-" + name + ".scope", User: user, Container: name}
 	if strings.HasSuffix(name, ".slice") {
 		return Unit{}, errs.New(errs.Invalid, "cgroupsPath %q: a container's process is in a scope, not in a slice", cgroupsPath)
 	}
@@ -103,14 +105,11 @@ func (c *Conn) Base(ctx context.Context) (string, error) {
 	return path.Clean("/" + s), err
 }
 
-// Version is systemd's number, 0 where it does not tell.
-func (c *Conn) Version(ctx context.Context) int {
-	if c.version == 0 {
-		v, _ := c.property(ctx, managerPath, managerIface, "Version")
-		s, _ := v.V.(string)
-		c.version = parseVersion(s)
-	}
-	return c.version
+// Version is systemd's number, 0 where it has none.
+func (c *Conn) Version(ctx context.Context) (int, error) {
+	v, err := c.property(ctx, managerPath, managerIface, "Version")
+	s, _ := v.V.(string)
+	return parseVersion(s), err
 }
 
 // parseVersion reads the number of "252.39-1~deb12u2" or "v245.4".
