@@ -45,18 +45,38 @@ func ordinary(dest string) hint {
 	}
 }
 
-// makeDirs adds operations that make dest and its parents. A link to nowhere on the way is an error.
+// makeDirs adds operations that make dest and its parents. A link to nowhere on the way is an error. The parent
+// is there most of the time, and always where the program has mounted it.
 func (c *compiler) makeDirs(root program.Arg, dest string) {
-	parts := strings.Split(dest, "/")
-	for i, name := range parts {
-		parent := "."
-		if i > 0 {
-			parent = strings.Join(parts[:i], "/")
+	parent, name := path.Split(dest)
+	parent = strings.TrimSuffix(parent, "/")
+	open := func() *program.Op {
+		if parent == "" {
+			parent = "."
 		}
-		c.open(root, parent, unix.O_PATH|unix.O_DIRECTORY, resolve(dest)).Save(c.aux)
-		c.p.Call(unix.SYS_MKDIRAT, c.aux.Val(), c.p.Str(name), num(0o755)).Accept(unix.EEXIST)
-		c.close(c.aux)
+		return c.open(root, parent, unix.O_PATH|unix.O_DIRECTORY, resolve(dest)).Save(c.aux)
 	}
+	if parent == "" || c.mounted[parent] {
+		open()
+	} else {
+		have := c.p.Label()
+		open().Accept(unix.ENOENT).Then(have)
+		c.makeDirs(root, parent)
+		open()
+		c.p.Bind(have)
+	}
+	c.p.Call(unix.SYS_MKDIRAT, c.aux.Val(), c.p.Str(name), num(0o755)).Accept(unix.EEXIST)
+	c.close(c.aux)
+}
+
+// isMounted notes that the directory dest has a mount, under which earlier ones below it are hidden.
+func (c *compiler) isMounted(dest string) {
+	for below := range c.mounted {
+		if strings.HasPrefix(below, dest+"/") {
+			delete(c.mounted, below)
+		}
+	}
+	c.mounted[dest] = true
 }
 
 // openFile is openDir for a file, which is made empty when it does not exist.
@@ -106,8 +126,10 @@ func (c *compiler) compileMounts(root program.Arg, mounts []mountPlan, w workben
 		switch m.kind {
 		case mountTree:
 			c.compileTree(root, m, w)
+			c.isMounted(m.dest)
 		case mountFS:
 			c.compileFS(root, m)
+			c.isMounted(m.dest)
 		case mountLinks:
 			c.compileLinks(root, m)
 		case mountRemount:

@@ -164,10 +164,11 @@ type compiler struct {
 	mode     program.Slot // of a directory that is mounted on
 	moded    bool         // mode is there
 	buf      program.Buf
+	mounted  map[string]bool // destinations that have been mounted so far
 }
 
 func newCompiler(id string, h host) *compiler {
-	c := &compiler{id: id, host: h, p: program.New(), hints: map[int]hint{}}
+	c := &compiler{id: id, host: h, p: program.New(), hints: map[int]hint{}, mounted: map[string]bool{}}
 	c.req.Cgroup = -1
 	c.dst, c.aux = c.p.Slot("dst"), c.p.Slot("aux")
 	c.buf = c.p.Buf("buf", 256) // a struct statx
