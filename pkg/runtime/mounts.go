@@ -111,6 +111,11 @@ func (c *compiler) planMount(o *Options, b *build, m *specs.Mount, tree *os.File
 	plan := mountPlan{dest: dest, opts: opts, fstype: m.Type, source: m.Source}
 	bind := tree != nil || opts.bind || m.Type == "bind" || m.Type == "rbind"
 	opts.rec = opts.rec || m.Type == "rbind"
+	if isProcPath(dest) && !opts.remount {
+		if err := checkProc(m, dest, bind); err != nil {
+			return err
+		}
+	}
 	switch {
 	case opts.remount:
 		plan.kind = mountRemount
@@ -178,11 +183,6 @@ func labelled(fstype string) bool {
 
 // planTree clones the source of a bind mount and gives the clone its attributes.
 func (c *compiler) planTree(o *Options, b *build, m *specs.Mount, plan mountPlan, tree *os.File) error {
-	if isProcPath(plan.dest) {
-		if err := checkProc(m, plan.dest); err != nil {
-			return err
-		}
-	}
 	ours := tree == nil
 	if ours {
 		src, err := hostPath(o.Bundle, m.Source)
@@ -297,9 +297,15 @@ var procFiles = []string{
 	"proc/loadavg", "proc/slabinfo", "proc/sys/kernel/ns_last_pid", "proc/sys/crypto/fips_enabled", "proc/net/dev",
 }
 
-// checkProc refuses bind mounts over /proc that would hide the kernel's answers from everything that
-// relies on them, the masked paths included.
-func checkProc(m *specs.Mount, dest string) error {
+// checkProc refuses mounts over /proc that would hide the kernel's answers from everything that relies on
+// them, the masked paths included.
+func checkProc(m *specs.Mount, dest string, bind bool) error {
+	if dest == "proc" && !bind {
+		if m.Type == "proc" {
+			return nil
+		}
+		return errs.New(errs.Invalid, "/proc cannot be mounted because it is not of type proc but %q", m.Type)
+	}
 	if dest == "proc" {
 		var st unix.Statfs_t
 		if err := unix.Statfs(m.Source, &st); err != nil {

@@ -64,6 +64,7 @@ type record struct {
 	// What the program was made with beside the configuration.
 	NoPivot   bool `json:"noPivot,omitempty"`
 	NoKeyring bool `json:"noNewKeyring,omitempty"`
+	NoProcess bool `json:"noProcess,omitempty"` // there is nothing to start
 	Extra     int  `json:"preserved,omitempty"` // descriptors
 
 	// Without a mount namespace of its own: how many mounts were at Rootfs before ours.
@@ -175,7 +176,11 @@ func (c *container) spec() (*specs.Spec, error) {
 		return nil, err
 	}
 	var s specs.Spec
-	return &s, decode.JSON(data, &s)
+	err = decode.JSON(data, &s)
+	if s.Process == nil {
+		s.Process = idle()
+	}
+	return &s, err
 }
 
 // group is the container's cgroup, and the hierarchies it is in.

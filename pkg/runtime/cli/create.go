@@ -44,6 +44,7 @@ type creation struct {
 	detach        bool
 	keep          bool
 	stays         bool // run: this process, not start, opens the gate
+	noProcess     bool // create: the configuration says nothing of what to run
 
 	c          *container
 	config     *specs.Spec
@@ -157,6 +158,9 @@ func (cr *creation) read() error {
 	if cr.config, cr.text, err = loadSpec(filepath.Join(cr.bundle, "config.json")); err != nil {
 		return err
 	}
+	if cr.noProcess = cr.config.Process == nil && !cr.stays; cr.noProcess {
+		cr.config.Process = idle()
+	}
 	if err := checkProcess(cr.config.Process); err != nil {
 		return err
 	}
@@ -195,6 +199,10 @@ func loadSpec(file string) (*specs.Spec, []byte, error) {
 	}
 	return &s, data, nil
 }
+
+// idle stands for the process of a configuration that has none, which may be created and joined (config.md): it
+// waits at its gate for good.
+func idle() *specs.Process { return &specs.Process{Args: []string{"/"}, Cwd: "/"} }
 
 func checkProcess(p *specs.Process) error {
 	switch {
@@ -349,7 +357,7 @@ func (cr *creation) prepare() error {
 	if cr.rdt, err = cr.c.Rdt.Make(cr.config.Linux.IntelRdt); err != nil {
 		return err
 	}
-	cr.c.NoPivot, cr.c.NoKeyring, cr.c.Extra = cr.noPivot, cr.noKeyring, len(extra)
+	cr.c.NoPivot, cr.c.NoKeyring, cr.c.NoProcess, cr.c.Extra = cr.noPivot, cr.noKeyring, cr.noProcess, len(extra)
 	cr.prep, err = cr.app.prepare(cr.options(extra, out))
 	if err == nil {
 		for _, w := range cr.prep.Warnings {

@@ -48,6 +48,28 @@ func TestLife(t *testing.T) {
 	b.ok("delete", "--force", "c1")
 }
 
+// TestNoProcess: a configuration need not say what to run until it is started.
+func TestNoProcess(t *testing.T) {
+	b := newBench(t)
+	b.config("c1", func(s *specs.Spec) { s.Process = nil })
+	if r := b.do("run", "--bundle", b.bundle, "c1"); r.code != 1 || !strings.Contains(r.err, "process property must not be empty") {
+		t.Errorf("%+v", r)
+	}
+	b.ok("create", "--bundle", b.bundle, "c1")
+	file := filepath.Join(t.TempDir(), "process.json")
+	if err := os.WriteFile(file, []byte(`{"args":["id","-u"],"cwd":"/","env":["PATH=/bin"]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out := b.ok("exec", "--process", file, "c1"); out != "0\n" {
+		t.Errorf("exec: %q", out)
+	}
+	if r := b.do("start", "c1"); r.code != 0 || !strings.Contains(r.err, "has no process to start") {
+		t.Errorf("%+v", r)
+	}
+	b.wait("c1", statusStopped)
+	b.ok("delete", "c1")
+}
+
 // TestPauseAndEnd goes on from a running container.
 func TestPauseAndEnd(t *testing.T) {
 	b := newBench(t)

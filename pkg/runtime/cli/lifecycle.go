@@ -41,7 +41,8 @@ func setupStart(a *app) ([]flag, func([]string) error) {
 	}
 }
 
-// start opens the gate of a created container.
+// start opens the gate of a created container. One without a process ends: that is an error, of which
+// runtime-spec leaves open how it is told, and callers expect to find the container stopped.
 func (c *container) start() error {
 	spec, err := c.spec()
 	if err != nil {
@@ -50,6 +51,11 @@ func (c *container) start() error {
 	pidfd, err := c.pidfd()
 	if err != nil {
 		return err
+	}
+	if c.NoProcess {
+		defer pidfd.Close()
+		c.app.log.warn("container %s ends: its configuration has no process to start", c.ID)
+		return os.NewSyscallError("pidfd_send_signal", unix.PidfdSendSignal(int(pidfd.Fd()), unix.SIGKILL, nil, 0))
 	}
 	p, err := launch.Attach(c.file, c.Pid, pidfd)
 	if err != nil {
