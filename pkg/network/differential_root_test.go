@@ -299,12 +299,13 @@ func observePod(t *testing.T, p *holder, seen map[string]any) {
 	for _, v := range []string{"-4", "-6"} {
 		seen["pod routes "+v] = fields(jsonOf(t, p.run(t, "ip", "-j", v, "route")), "dst", "gateway", "dev", "metric", "prefsrc", "scope", "flags", "protocol")
 	}
+	var names []string
 	for _, i := range []string{"lo", "eth0"} {
 		for _, s := range []string{"ipv6/conf/%s/accept_dad", "ipv6/conf/%s/enhanced_dad", "ipv6/conf/%s/disable_ipv6", "ipv6/conf/%s/keep_addr_on_down", "ipv6/conf/%s/accept_ra", "ipv4/conf/%s/arp_notify"} {
-			name := fmt.Sprintf(s, i)
-			seen["pod sysctl "+name] = p.run(t, "cat", "/proc/sys/net/"+name)
+			names = append(names, fmt.Sprintf("/proc/sys/net/"+s, i))
 		}
 	}
+	seen["pod sysctls"] = strings.Fields(p.run(t, append([]string{"tail", "-n", "1"}, names...)...)) // with their names
 }
 
 func observeHost(t *testing.T, h *host, reference bool, seen map[string]any) {
