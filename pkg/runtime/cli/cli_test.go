@@ -190,7 +190,7 @@ func TestList(t *testing.T) {
 	}
 	want := map[string]any{"ociVersion": specs.Version, "id": "old", "pid": 0.0, "status": "stopped", "bundle": "/b", "rootfs": "/b/r",
 		"created": "2026-01-02T03:04:05Z", "owner": got[0]["owner"]}
-	if !reflect.DeepEqual(got[0], want) || !strings.Contains(r.err, "load container torn") {
+	if !reflect.DeepEqual(got[0], want) || !strings.Contains(r.err, "load container torn: state of container torn (") {
 		t.Errorf("%+v", r)
 	}
 	if r := run(t, call(root, "state", "old")); r.code != 0 || !strings.Contains(r.out, "{\n  \"ociVersion\": ") || strings.HasSuffix(r.out, "\n") {

@@ -111,7 +111,10 @@ func (a *app) load(id string) (*container, error) {
 		return nil, err
 	}
 	if err := decode.JSON(data, &c.record); err != nil {
-		return nil, fmt.Errorf("state of container %s: %w", id, err)
+		return nil, &tornError{a, id, err}
+	}
+	if c.ID != id {
+		return nil, &tornError{a, id, fmt.Errorf("it is of container %q", c.ID)}
 	}
 	if c.Version > recordVersion {
 		return nil, fmt.Errorf("state of container %s: version %d was written by a newer %s", id, c.Version, a.name)

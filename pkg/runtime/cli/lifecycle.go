@@ -259,6 +259,9 @@ func setupDelete(a *app) ([]flag, func([]string) error) {
 		if errors.Is(err, errNotExist) {
 			return a.deleteRest(args[0], force)
 		}
+		if torn := (*tornError)(nil); errors.As(err, &torn) {
+			return a.deleteTorn(torn, force)
+		}
 		if err != nil {
 			return err
 		}
