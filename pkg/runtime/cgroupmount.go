@@ -71,9 +71,12 @@ func hierarchyName(super string) string {
 // planCgroup plans a mount of type cgroup: the hierarchies as the container's cgroup namespace shows them,
 // or without one the container's own directories. On v1 it is a tmpfs with a directory per hierarchy.
 func (c *compiler) planCgroup(o *Options, b *build, plan mountPlan) error {
-	list, err := c.host.hierarchies()
-	if err != nil {
-		return err
+	list := parseHierarchies(o.Mountinfo)
+	if o.Mountinfo == "" {
+		var err error
+		if list, err = c.host.hierarchies(); err != nil {
+			return err
+		}
 	}
 	flags := plan.opts.flags | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 	v2 := len(list) == 1 && list[0].v2 && list[0].name == ""

@@ -2,7 +2,6 @@ package runtime
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"strconv"
 	"strings"
@@ -132,26 +131,21 @@ type hostCaps struct {
 // has reports whether capability n is in the bounding set.
 func (h hostCaps) has(n int) bool { return h.bounding>>n&1 != 0 }
 
-// ownCaps reads the process's capabilities, once.
+// ownCaps asks for the process's capabilities, once: the first that the kernel does not know is one beyond the last.
 var ownCaps = sync.OnceValues(func() (hostCaps, error) {
-	h := hostCaps{last: len(capNames) - 1}
-	if b, err := os.ReadFile("/proc/sys/kernel/cap_last_cap"); err == nil {
-		if n, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil && n < 63 {
-			h.last = n
+	var h hostCaps
+	for n := range 64 {
+		has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(n), 0, 0, 0)
+		if err == unix.EINVAL && n > 0 {
+			h.last = n - 1
+			return h, nil
 		}
+		if err != nil {
+			return h, os.NewSyscallError("prctl", err)
+		}
+		h.bounding |= uint64(has) << n
 	}
-	status, err := os.ReadFile("/proc/self/status")
-	if err != nil {
-		return h, err
-	}
-	_, rest, ok := strings.Cut(string(status), "\nCapBnd:")
-	line, _, _ := strings.Cut(rest, "\n")
-	if !ok {
-		return h, errors.New("/proc/self/status has no CapBnd")
-	}
-	if h.bounding, err = strconv.ParseUint(strings.TrimSpace(line), 16, 64); err != nil {
-		return h, fmt.Errorf("/proc/self/status: %w", err)
-	}
+	h.last = 63
 	return h, nil
 })
 

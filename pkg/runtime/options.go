@@ -74,6 +74,8 @@ type Options struct {
 	// UserFirst joins the user namespace before the others: a launcher without privileges has none for them
 	// until it is there.
 	UserFirst bool
+	// Mountinfo is the text of /proc/self/mountinfo, of a caller who has just read it; "" reads it once a process.
+	Mountinfo string
 	// RdtTasks are the files of resctrl groups that the process joins (Rdt.Make).
 	RdtTasks []*os.File
 	// HookOutput are opened for appending and receive what the last createContainer or startContainer hook

@@ -387,7 +387,7 @@ func TestScopeTaken(t *testing.T) {
 
 // TestScopeKilledCreate dies at every named place of create; delete takes what is left.
 func TestScopeKilledCreate(t *testing.T) {
-	for _, at := range []string{"runtime/cgroup", "runtime/prepare", "runtime/launch", "runtime/adopted", "runtime/state.json@2"} {
+	for _, at := range []string{"runtime/cgroup", "runtime/prepare", "runtime/launch", "runtime/adopted", "runtime/process.json"} {
 		r := ours(t)
 		out, err := r.try("CRI_SERVER_FAULT="+at+"=kill", "create", "--bundle", bundle(t, limited), "c1")
 		if err == nil {

@@ -24,6 +24,9 @@ import (
 	"github.com/cri-server/cri-server/pkg/errs"
 )
 
+// Mountinfo is the text of the mountinfo file that Probe found the hierarchies in, for others who need it at that moment.
+func (h *Host) Mountinfo() string { return h.mountinfo }
+
 // Mode is how the machine has its controllers mounted.
 type Mode uint8
 
@@ -68,9 +71,10 @@ type hierarchy struct {
 
 // Host is the machine's cgroup hierarchies. It is safe for use by many goroutines.
 type Host struct {
-	mode  Mode
-	trees []*hierarchy
-	hook  func(op, file, value string) error // tests see what is done to which file, and let it fail
+	mode      Mode
+	mountinfo string
+	trees     []*hierarchy
+	hook      func(op, file, value string) error // tests see what is done to which file, and let it fail
 
 	mu       sync.Mutex
 	programs map[string]int // loaded device programs by their instructions
@@ -83,7 +87,11 @@ func Probe() (*Host, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find cgroup mounts: %w", err)
 	}
-	return open(parseMountinfo(string(text)))
+	h, err := open(parseMountinfo(string(text)))
+	if err == nil {
+		h.mountinfo = string(text)
+	}
+	return h, err
 }
 
 // open opens the mount points and settles the mode.

@@ -162,7 +162,7 @@ func TestCutShort(t *testing.T) {
 		b.leftovers()
 	}
 	for _, verb := range []string{"create", "run"} {
-		for _, place := range []string{"runtime/config.json", "runtime/state.json", "runtime/cgroup", "runtime/prepare", "runtime/launch", "runtime/state.json@2"} {
+		for _, place := range []string{"runtime/config.json", "runtime/state.json", "runtime/cgroup", "runtime/prepare", "runtime/launch", "runtime/process.json"} {
 			cmd := b.cmd(verb, "--bundle", b.bundle, "c1")
 			cmd.Env = append(cmd.Env, fault.Env+"="+place+"=kill")
 			_ = cmd.Run()

@@ -41,10 +41,20 @@ const (
 	statusStopped  = "stopped"
 )
 
-// stateFile is where a container's record is.
-const stateFile = "state.json"
+// Files of a state directory. Each is written once, and appears whole: to replace one would make some filesystems write
+// it out at once.
+const (
+	stateFile   = "state.json"   // the record, before anything else is made
+	processFile = "process.json" // the process, when there is one
+)
 
-// record is what state.json holds. It is replaced whole.
+// process is what process.json holds.
+type process struct {
+	Pid   int    `json:"pid,omitempty"`   // 0 while creating
+	Start uint64 `json:"start,omitempty"` // start time of Pid, in the kernel's ticks
+}
+
+// record is what the two files hold.
 type record struct {
 	Version     int               `json:"version"`
 	ID          string            `json:"id"`
@@ -57,9 +67,8 @@ type record struct {
 	Unit        *systemd.Unit     `json:"unit,omitempty"`     // with systemd: the scope whose cgroup it is
 	NoCgroup    bool              `json:"noCgroup,omitempty"` // it is in its creator's
 	Above       []string          `json:"above,omitempty"`    // groups above it that create makes too
-	Pid         int               `json:"pid,omitempty"`      // 0 while creating
-	Start       uint64            `json:"start,omitempty"`    // start time of Pid, in the kernel's ticks
-	OwnPID      bool              `json:"ownPid,omitempty"`   // PID 1 of a namespace of its own, which its end ends
+	process
+	OwnPID bool `json:"ownPid,omitempty"` // PID 1 of a namespace of its own, which its end ends
 
 	// What the program was made with beside the configuration.
 	NoPivot   bool `json:"noPivot,omitempty"`
@@ -119,10 +128,26 @@ func (a *app) load(id string) (*container, error) {
 	if c.Version > recordVersion {
 		return nil, fmt.Errorf("state of container %s: version %d was written by a newer %s", id, c.Version, a.name)
 	}
+	if err := c.loadProcess(); err != nil {
+		return nil, fmt.Errorf("state of container %s: %w", id, err)
+	}
 	if c.file, err = os.Open(c.dir); err != nil {
 		return nil, errNotExist
 	}
 	return c, nil
+}
+
+// loadProcess reads who the process is, of a container that has got that far.
+func (c *container) loadProcess() error {
+	data, err := os.ReadFile(filepath.Join(c.dir, processFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	c.process = process{}
+	return decode.JSON(data, &c.process)
 }
 
 // close lets go of the directory, and of the lock.
@@ -151,7 +176,7 @@ func (c *container) locked() bool {
 	return false
 }
 
-// save replaces the record.
+// save writes the record.
 func (c *container) save() error {
 	data, err := json.Marshal(&c.record)
 	if err != nil {
@@ -160,7 +185,12 @@ func (c *container) save() error {
 	return c.write(stateFile, data)
 }
 
-// write replaces a file of the state directory whole.
+// saveProcess writes who the process is.
+func (c *container) saveProcess() error {
+	return c.write(processFile, fmt.Appendf(nil, `{"pid":%d,"start":%d}`, c.Pid, c.Start))
+}
+
+// write makes a file of the state directory whole.
 func (c *container) write(name string, data []byte) error {
 	tmp := filepath.Join(c.dir, "."+name)
 	if err := os.WriteFile(tmp, data, 0o600); err != nil {
@@ -320,7 +350,8 @@ func removeState(dir string) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range append(slices.DeleteFunc(list, func(n string) bool { return n == stateFile }), stateFile) {
+	list = slices.DeleteFunc(list, func(n string) bool { return n == stateFile || n == processFile })
+	for _, name := range append(list, processFile, stateFile) {
 		err := unix.Unlinkat(int(f.Fd()), name, 0)
 		if err == unix.EISDIR {
 			err = os.RemoveAll(filepath.Join(dir, name))

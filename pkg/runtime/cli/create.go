@@ -373,7 +373,7 @@ func (cr *creation) options(extra []*os.File, out [2]*os.File) runtime.Options {
 		ID: cr.id, Spec: cr.config, Bundle: cr.bundle, Cgroup: cr.c.where(cr.group), Gate: true, NoPivot: cr.noPivot,
 		NoKeyring: cr.noKeyring, ExtraFiles: extra, StdioOwner: true,
 		Detached: !cr.stays, HookOutput: out, RdtTasks: cr.rdt,
-		HostVisible: true, InOrder: true,
+		HostVisible: true, InOrder: true, Mountinfo: cr.host.Mountinfo(),
 	}
 }
 
@@ -455,7 +455,7 @@ func (cr *creation) launch() error {
 	if err := sendPidfd(cr.pidfdSocket, cr.proc.Pidfd); err != nil {
 		return err
 	}
-	if err := cr.c.save(); err != nil {
+	if err := cr.c.saveProcess(); err != nil {
 		return err
 	}
 	cr.relay.ready()
