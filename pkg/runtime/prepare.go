@@ -3,7 +3,6 @@ package runtime
 import (
 	"context"
 	"fmt"
-	goruntime "runtime"
 	"slices"
 	"sort"
 	"syscall"
@@ -117,15 +116,6 @@ func (c *compiler) plan(o *Options, b *build) error {
 		b.extra = append(b.extra, c.files.add(f, false))
 	}
 	return c.planDevices(o, b)
-}
-
-// compileFilter compiles a seccomp profile for this machine.
-func compileFilter(profile *specs.LinuxSeccomp) (seccomp.Filter, error) {
-	f, err := seccomp.Compile(profile, goruntime.GOARCH)
-	if err != nil {
-		return f, errs.With(errs.Invalid, err)
-	}
-	return f, nil
 }
 
 // planUserns fills in what a new user namespace needs of the launcher.
