@@ -5,19 +5,16 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"log"
-	"net"
-	"net/http"
 	"os"
-	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
-	"github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+
+	"github.com/cri-server/cri-server/test/registry"
 )
 
 // serveImage starts a registry on loopback that holds one image made of the app, and returns its address
@@ -27,21 +24,19 @@ func serveImage(app string) (address string, stop func(), err error) {
 	if err != nil {
 		return "", nil, err
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	r, err := registry.Start("127.0.0.1:0")
 	if err != nil {
 		return "", nil, err
 	}
-	s := &http.Server{Handler: registry.New(registry.Logger(log.New(io.Discard, "", 0))), ReadHeaderTimeout: 5 * time.Second}
-	go func() { _ = s.Serve(l) }()
-	ref, err := name.ParseReference(l.Addr().String()+"/demo/app:1", name.Insecure)
+	ref, err := name.ParseReference(r.Address+"/demo/app:1", name.Insecure)
 	if err == nil {
 		err = remote.Write(ref, img)
 	}
 	if err != nil {
-		s.Close()
+		r.Close()
 		return "", nil, fmt.Errorf("fill the registry: %w", err)
 	}
-	return l.Addr().String(), func() { s.Close() }, nil
+	return r.Address, func() { r.Close() }, nil
 }
 
 func appImage(app string) (v1.Image, error) {

@@ -11,16 +11,12 @@ package main
 import (
 	"flag"
 	"fmt"
-	"io"
-	"log"
-	"net"
-	"net/http"
 	"os"
-	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
-	"github.com/google/go-containerregistry/pkg/registry"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+
+	"github.com/cri-server/cri-server/test/registry"
 )
 
 func main() {
@@ -39,20 +35,17 @@ func run(busybox, helper, listen string) error {
 	if err != nil {
 		return err
 	}
-	l, err := net.Listen("tcp", listen)
+	r, err := registry.Start(listen)
 	if err != nil {
 		return err
 	}
-	s := &http.Server{Handler: registry.New(registry.Logger(log.New(io.Discard, "", 0))), ReadHeaderTimeout: 5 * time.Second}
-	done := make(chan error, 1)
-	go func() { done <- s.Serve(l) }()
 	for _, im := range all {
-		if err := im.push(l.Addr().String()); err != nil {
+		if err := im.push(r.Address); err != nil {
 			return err
 		}
 	}
-	fmt.Println("ready on", l.Addr())
-	return <-done
+	fmt.Println("ready on", r.Address)
+	return <-r.Ended
 }
 
 // push writes the image to the registry at address under all of its names, without their hosts.
