@@ -37,6 +37,9 @@ func Run(ctx context.Context, cfg *config.Config, version string) error {
 	ctx, stop := signal.NotifyContext(ctx, unix.SIGTERM, unix.SIGINT)
 	defer stop()
 	signal.Ignore(unix.SIGHUP, unix.SIGPIPE) // a closed terminal or log must not take the server down
+	if os.Getpid() == 1 {
+		go new(reaper).run(ctx)
+	}
 	for _, d := range []string{cfg.Root, cfg.State} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return fmt.Errorf("make directory: %w", err)
