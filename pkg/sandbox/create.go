@@ -161,7 +161,7 @@ func (j *createJob) intent(ctx context.Context) (err error) {
 	if err := j.m.checkLimits(j.pod, j.config.GetLinux().GetResources()); err != nil {
 		return err
 	}
-	j.rec.CgroupPath = filepath.Join(j.pod.CgroupParent, j.rec.ID)
+	j.rec.CgroupPath = leaf(j.pod.CgroupParent, j.rec.ID, j.pod.scoped())
 	uids, gids := oci.UserNamespace(j.pod.Config.M)
 	j.rec.RootUID, j.rec.RootGID = hostID(uids), hostID(gids)
 	rec := j.rec

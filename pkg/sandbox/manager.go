@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -26,6 +25,7 @@ type Config struct {
 	Root       string   // records: /var/lib/cri-server
 	State      string   // what a reboot may lose: /run/cri-server
 	CgroupRoot string   // cgroup under which pods without a cgroup_parent go, e.g. "/cri-server"
+	Systemd    bool     // containers are scopes of systemd's, and a cgroup_parent is a slice
 	Handlers   []string // runtime handlers a pod may ask for beside ""
 	BootID     string   // of this boot; "" reads the kernel's
 	// Translate carries what pkg/oci has to know of the machine and the configuration beside the request.
@@ -82,7 +82,7 @@ func (m *Manager) Close() error {
 	if m.cfg.CgroupRoot != "" && !m.anyLive() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
-		err = m.shims.TrimCgroup(ctx, filepath.Join("/", m.cfg.CgroupRoot))
+		err = m.trimOwn(ctx)
 	}
 	return errors.Join(err, m.lock.Close())
 }

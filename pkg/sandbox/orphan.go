@@ -37,13 +37,7 @@ func (m *Manager) sweepRun(ctx context.Context, id string) error {
 	case !errs.Is(err, errs.NotFound):
 		return err
 	}
-	own := filepath.Join("/", m.cfg.CgroupRoot, "pod"+id)
-	for _, parent := range append(parents, own) {
-		if err := m.shims.RemoveCgroup(ctx, filepath.Join(parent, id)); err != nil {
-			return err
-		}
-	}
-	if err := m.shims.RemoveCgroup(ctx, own); err != nil {
+	if err := m.removeOwn(ctx, id, parents); err != nil {
 		return err
 	}
 	return m.discard(m.dirs.stateTrash(), m.dirs.run(id))

@@ -151,11 +151,9 @@ func (m *Manager) replace(ctx context.Context, id string) error {
 // intent names everything that the next steps make, before they do.
 func (j *runJob) intent(context.Context) error {
 	r := &j.rec
-	r.CgroupParent = filepath.Clean("/" + r.Config.M.GetLinux().GetCgroupParent())
-	if r.CgroupParent == "/" {
-		r.CgroupParent, r.OwnsParent = filepath.Join("/", j.m.cfg.CgroupRoot, "pod"+r.ID), true
+	if err := j.m.placePod(r); err != nil {
+		return err
 	}
-	r.CgroupPath = filepath.Join(r.CgroupParent, r.ID)
 	if !r.OwnsParent {
 		for p := r.CgroupParent; p != "/" && !j.m.shims.CgroupExists(p); p = filepath.Dir(p) {
 			r.MadeAbove = p

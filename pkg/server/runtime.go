@@ -67,7 +67,11 @@ func (s *Server) checkHandler(name string) error {
 
 // RuntimeConfig tells a kubelet which cgroup driver to use. It never changes while the server runs.
 func (s *Server) RuntimeConfig(context.Context, *cri.RuntimeConfigRequest) (*cri.RuntimeConfigResponse, error) {
-	return &cri.RuntimeConfigResponse{Linux: &cri.LinuxRuntimeConfiguration{CgroupDriver: cri.CgroupDriver_CGROUPFS}}, nil
+	driver := cri.CgroupDriver_CGROUPFS
+	if s.cfg.Systemd {
+		driver = cri.CgroupDriver_SYSTEMD
+	}
+	return &cri.RuntimeConfigResponse{Linux: &cri.LinuxRuntimeConfiguration{CgroupDriver: driver}}, nil
 }
 
 // UpdateRuntimeConfig takes the node's pod ranges. Addresses come from the CNI configuration, so that the

@@ -37,6 +37,7 @@ type Config struct {
 	Version  string   // semantic version of this build, without a leading v
 	Handlers []string // names of runtime handlers beside the default one, which is ""
 	Features Features
+	Systemd  bool // the cgroup driver is systemd
 	// Info gives the values of a verbose Status, each of which is encoded as JSON. May be nil.
 	Info func() map[string]any
 	// Spec reads the OCI spec of a container, as JSON, for a verbose status; an error leaves it out. May be nil.

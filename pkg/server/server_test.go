@@ -62,9 +62,12 @@ func TestVersionAndStatus(t *testing.T) {
 	if d := cmp.Diff(want, st, protocmp.Transform()); d != "" {
 		t.Error(d)
 	}
-	rc, err := c.RuntimeConfig(t.Context(), &cri.RuntimeConfigRequest{})
-	if err != nil || rc.Linux.CgroupDriver != cri.CgroupDriver_CGROUPFS {
-		t.Errorf("RuntimeConfig: %v, %v", rc, err)
+	for systemd, want := range map[bool]cri.CgroupDriver{false: cri.CgroupDriver_CGROUPFS, true: cri.CgroupDriver_SYSTEMD} {
+		s := &Server{cfg: Config{Systemd: systemd}}
+		rc, err := s.RuntimeConfig(t.Context(), &cri.RuntimeConfigRequest{})
+		if err != nil || rc.Linux.CgroupDriver != want {
+			t.Errorf("RuntimeConfig: %v, %v", rc, err)
+		}
 	}
 }
 

@@ -15,12 +15,12 @@ import (
 )
 
 // Audit compares the machine with the pods that should be on it.
-func (m *Machine) Audit(_ context.Context, live []sandbox.LivePod) ([]sandbox.Problem, error) {
+func (m *Machine) Audit(ctx context.Context, live []sandbox.LivePod) ([]sandbox.Problem, error) {
 	a := &audit{m: m, cgroups: map[string]bool{}, shims: map[int]bool{}}
 	for _, p := range live {
 		a.expect(p)
 	}
-	err := errors.Join(a.ownCgroups(), a.shimProcesses(), a.mounts())
+	err := errors.Join(a.ownCgroups(), a.units(ctx), a.shimProcesses(), a.mounts())
 	return a.found, err
 }
 
@@ -76,12 +76,13 @@ func alive(pid int) bool {
 
 // ownCgroups looks below this server's own cgroup for groups that nothing explains.
 func (a *audit) ownCgroups() error {
-	root := filepath.Join("/", a.m.cfg.CgroupRoot)
-	for _, path := range a.m.subtree(root) {
-		if path == root || path == a.m.shimsGroup() || a.explained(path) {
-			continue
+	for _, root := range []string{filepath.Join("/", a.m.cfg.CgroupRoot), sandbox.Slice(a.m.cfg.CgroupRoot)} {
+		for _, path := range a.m.subtree(root) {
+			if path == root || path == a.m.shimsGroup() || a.explained(path) {
+				continue
+			}
+			a.bad("cgroup", path, "no pod or container has it")
 		}
-		a.bad("cgroup", path, "no pod or container has it")
 	}
 	return nil
 }
@@ -92,7 +93,7 @@ func (a *audit) explained(path string) bool {
 		if path == own || strings.HasPrefix(own, path+"/") {
 			return true
 		}
-		if strings.HasPrefix(path, own+"/") && len(filepath.Base(own)) == idLength {
+		if _, scope := scopeAt(own); strings.HasPrefix(path, own+"/") && (scope || len(filepath.Base(own)) == idLength) {
 			return true
 		}
 	}

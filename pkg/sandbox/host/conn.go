@@ -2,6 +2,7 @@ package host
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -11,6 +12,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/cri-server/cri-server/pkg/errs"
+	"github.com/cri-server/cri-server/pkg/fault"
 	"github.com/cri-server/cri-server/pkg/runtime"
 	"github.com/cri-server/cri-server/pkg/runtime/cgroup"
 	"github.com/cri-server/cri-server/pkg/sandbox"
@@ -81,12 +83,16 @@ func (k *conn) Holder(ctx context.Context, r *sandbox.HolderRequest) (int, error
 	if r.Netns != nil {
 		o.Join = map[specs.LinuxNamespaceType]*os.File{specs.NetworkNamespace: r.Netns}
 	}
+	_, o.Gate = scopeAt(r.CgroupPath)
 	p, err := runtime.PrepareHolder(ctx, o)
 	if err != nil {
 		return 0, err
 	}
 	defer p.Close()
 	pid, err := k.c.Holder(ctx, &p.Request, p.Files)
+	if err == nil && o.Gate {
+		err = k.settle(ctx, "", "pod "+r.PodID, pid, g, nil)
+	}
 	return pid, p.Explain(err)
 }
 
@@ -110,6 +116,7 @@ func (k *conn) Start(ctx context.Context, r *sandbox.StartRequest) (int, error) 
 		}
 		defer o.HostMounts.Close()
 	}
+	_, o.Gate = scopeAt(r.CgroupPath)
 	p, err := runtime.Prepare(ctx, o)
 	if err != nil {
 		return 0, err
@@ -127,10 +134,27 @@ func (k *conn) Start(ctx context.Context, r *sandbox.StartRequest) (int, error) 
 		req.OOM = shim.OOMWatch{Event: watch.Event, Count: watch.Counter}
 	}
 	pid, err := k.c.Start(ctx, req)
+	if err == nil && o.Gate {
+		err = k.settle(ctx, r.ID, "container "+r.ID, pid, g, r.Spec.Linux.Resources)
+	}
 	if err != nil {
 		return 0, outOfMemory(g, r.Spec, p.Explain(err))
 	}
 	return pid, nil
+}
+
+// settle makes systemd know the scope of a program that waits at its gate, and lets it go on. One that systemd refuses is
+// killed.
+func (k *conn) settle(ctx context.Context, id, what string, pid int, g *cgroup.Group, res *specs.LinuxResources) error {
+	u, _ := scopeAt(g.Path())
+	err := k.m.adopt(ctx, u, g, what, pid, res)
+	if err == nil {
+		err = fault.At("host/adopted")
+	}
+	if err == nil {
+		return k.c.Release(ctx, id)
+	}
+	return errors.Join(err, k.c.Signal(context.WithoutCancel(ctx), id, int(syscall.SIGKILL), false))
 }
 
 // outOfMemory says of a container that could not be launched that the kernel killed it for its memory, if it did.

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -18,6 +19,7 @@ import (
 
 	"github.com/cri-server/cri-server/pkg/errs"
 	"github.com/cri-server/cri-server/pkg/runtime/cgroup"
+	"github.com/cri-server/cri-server/pkg/runtime/systemd"
 )
 
 // Config says what the machine's parts are called.
@@ -72,6 +74,9 @@ func (m *Machine) MakeCgroup(_ context.Context, path string, res *specs.LinuxRes
 	if res == nil {
 		return nil
 	}
+	if _, ok := scopeAt(path); ok {
+		res = systemd.Round(res)
+	}
 	return g.Apply(res)
 }
 
@@ -92,7 +97,7 @@ func (m *Machine) CgroupOffer(path string) (*cgroup.Offer, error) {
 
 // UpdateCgroup changes limits, all or none; a memory limit below what the group needs is errs.Conflict. The
 // score is set for every process of the group.
-func (m *Machine) UpdateCgroup(_ context.Context, path string, res *specs.LinuxResources, oomScoreAdj *int) error {
+func (m *Machine) UpdateCgroup(ctx context.Context, path string, res *specs.LinuxResources, oomScoreAdj *int) error {
 	g, err := m.cgroups.Open(path)
 	if err != nil {
 		return err
@@ -102,7 +107,12 @@ func (m *Machine) UpdateCgroup(_ context.Context, path string, res *specs.LinuxR
 		memory.CheckBeforeUpdate = &check
 		limits.Memory, res = &memory, &limits
 	}
-	if err := g.Update(res); err != nil || oomScoreAdj == nil {
+	if u, ok := scopeAt(path); ok {
+		err = systemd.Update(ctx, u, g, res)
+	} else {
+		err = g.Update(res)
+	}
+	if err != nil || oomScoreAdj == nil {
 		return err
 	}
 	pids, err := g.Pids()
@@ -121,10 +131,16 @@ func (m *Machine) UpdateCgroup(_ context.Context, path string, res *specs.LinuxR
 // RemoveCgroup kills what is in the group and below it and removes it. Absent is no error.
 func (m *Machine) RemoveCgroup(ctx context.Context, path string) error {
 	g, err := m.cgroups.At(path)
-	if err != nil || !g.Exists() {
+	if err != nil {
 		return err
 	}
+	if !g.Exists() {
+		return m.forget(ctx, path) // a failed unit stays without its cgroup
+	}
 	if err := g.Kill(ctx); err != nil {
+		return err
+	}
+	if err := m.forget(ctx, path); err != nil {
 		return err
 	}
 	return g.Delete(ctx)
@@ -142,6 +158,11 @@ func (m *Machine) TrimCgroup(ctx context.Context, path string) error {
 			return err
 		}
 		if pids, err := sub.Pids(); err != nil || len(pids) > 0 {
+			return err
+		}
+	}
+	for _, dir := range slices.Backward(m.subtree(path)) {
+		if err := m.forget(ctx, dir); err != nil {
 			return err
 		}
 	}

@@ -40,6 +40,7 @@ type Config struct {
 	Socket          string    `toml:"socket" json:"socket"`
 	Runtime         string    `toml:"runtime" json:"runtime"`
 	CgroupRoot      string    `toml:"cgroup_root" json:"cgroupRoot"`
+	CgroupDriver    string    `toml:"cgroup_driver" json:"cgroupDriver"`
 	RuntimeHandlers []string  `toml:"runtime_handlers" json:"runtimeHandlers"`
 	LogLevel        int       `toml:"log_level" json:"logLevel"`
 	Stream          Stream    `toml:"stream" json:"stream"`
@@ -213,6 +214,11 @@ func (c *Config) check() error {
 		if h == "" {
 			return errs.New(errs.Invalid, "configuration: runtime_handlers: the handler \"\" is always there, do not list it")
 		}
+	}
+	switch c.CgroupDriver {
+	case "cgroupfs", "systemd", "auto":
+	default:
+		return errs.New(errs.Invalid, "configuration: cgroup_driver (%q): it is cgroupfs, systemd or auto", c.CgroupDriver)
 	}
 	if strings.Contains("/"+c.CgroupRoot+"/", "/../") {
 		return errs.New(errs.Invalid, "configuration: cgroup_root (%q): a cgroup path has no \"..\"", c.CgroupRoot)

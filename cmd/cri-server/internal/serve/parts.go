@@ -44,6 +44,9 @@ func open(ctx context.Context, cfg *config.Config, reg prometheus.Registerer) (_
 		}
 	}()
 	warn(p.host)
+	if err := settleDriver(cfg); err != nil {
+		return nil, err
+	}
 	if p.images, err = image.Open(ctx, imageConfig(cfg)); err != nil {
 		return nil, err
 	}
@@ -115,7 +118,7 @@ func sandboxConfig(cfg *config.Config, facts *oci.HostFacts) (sandbox.Config, er
 	if err != nil {
 		return sandbox.Config{}, fmt.Errorf("read CDI specifications: %w", err)
 	}
-	return sandbox.Config{Root: cfg.Root, State: cfg.State, CgroupRoot: cfg.CgroupRoot, Handlers: cfg.RuntimeHandlers,
+	return sandbox.Config{Root: cfg.Root, State: cfg.State, CgroupRoot: cfg.CgroupRoot, Systemd: cfg.CgroupDriver == driverSystemd, Handlers: cfg.RuntimeHandlers,
 		Translate: sandbox.Translate{Defaults: *d, Host: *facts, CDI: devices}}, nil
 }
 

@@ -60,7 +60,7 @@ func Run(ctx context.Context, cfg *config.Config, version string) error {
 	defer streams.Close()
 	srv := server.New(server.Config{
 		Sandboxes: parts.pods, Images: parts.images, Networks: parts.nets, Stats: parts.stats, Streams: streams, Admin: parts,
-		Version: semver(version), Handlers: cfg.RuntimeHandlers, Features: features(parts.host),
+		Version: semver(version), Handlers: cfg.RuntimeHandlers, Features: features(parts.host), Systemd: cfg.CgroupDriver == driverSystemd,
 		Info: func() map[string]any { return info(cfg, parts) }, Metrics: reg,
 		Spec: func(c *sandbox.Container) ([]byte, error) { return os.ReadFile(specFile(cfg, c)) },
 	})
