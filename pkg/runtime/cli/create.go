@@ -48,8 +48,10 @@ type creation struct {
 
 	c          *container
 	config     *specs.Spec
-	text       []byte // of the configuration, nil where what we run is not what it says
-	cgroup     string // where its cgroup is to be
+	text       []byte     // of the configuration, nil where what we run is not what it says
+	extra      []*os.File // of the caller, for the process
+	extraEnv   []string   // that goes with them
+	cgroup     string     // where its cgroup is to be
 	unit       *systemd.Unit
 	scope      *systemd.Scope
 	properties []systemd.Property // that the configuration asks for
@@ -159,7 +161,7 @@ func (cr *creation) read() error {
 		return err
 	}
 	if cr.noProcess = cr.config.Process == nil && !cr.stays; cr.noProcess {
-		cr.config.Process = idle()
+		cr.config.Process, cr.text = idle(), nil
 	}
 	if err := checkProcess(cr.config.Process); err != nil {
 		return err
@@ -180,6 +182,9 @@ func (cr *creation) read() error {
 	}
 	if cr.dropLabels() {
 		cr.text = nil
+	}
+	if cr.extra, cr.extraEnv, err = extraFiles(cr.preserve); err != nil {
+		return err
 	}
 	return checkTerminal(cr.config.Process.Terminal, cr.detach, cr.consoleSocket)
 }
@@ -251,6 +256,7 @@ func (cr *creation) claim() error {
 	c.record = record{
 		Version: recordVersion, ID: cr.id, Bundle: cr.bundle, Rootfs: cr.rootfs(), Created: time.Now().UTC(),
 		Annotations: cr.config.Annotations, Boot: bootID(), Cgroup: cr.cgroup, Unit: cr.unit, NoCgroup: cr.cgroup == "",
+		NoPivot: cr.noPivot, NoKeyring: cr.noKeyring, NoProcess: cr.noProcess, Extra: len(cr.extra),
 	}
 	for _, n := range cr.config.Linux.Namespaces {
 		c.OwnPID = c.OwnPID || n.Type == specs.PIDNamespace && n.Path == ""
@@ -338,15 +344,11 @@ func (cr *creation) prepare() error {
 	if err := cr.limit(); err != nil {
 		return err
 	}
-	extra, env, err := extraFiles(cr.preserve)
-	if err != nil {
-		return err
-	}
 	root, err := os.Open(cr.rootfs())
 	if err != nil && !(cr.app.confined && errors.Is(err, os.ErrPermission)) { // it may be another user's of the namespace
 		return fmt.Errorf("root filesystem: %w", err)
 	}
-	cr.config.Process.Env = environ(append(cr.config.Process.Env, env...), root, cr.config.Process.User.UID)
+	cr.config.Process.Env = environ(append(cr.config.Process.Env, cr.extraEnv...), root, cr.config.Process.User.UID)
 	if root != nil {
 		root.Close()
 	}
@@ -357,8 +359,7 @@ func (cr *creation) prepare() error {
 	if cr.rdt, err = cr.c.Rdt.Make(cr.config.Linux.IntelRdt); err != nil {
 		return err
 	}
-	cr.c.NoPivot, cr.c.NoKeyring, cr.c.NoProcess, cr.c.Extra = cr.noPivot, cr.noKeyring, cr.noProcess, len(extra)
-	cr.prep, err = cr.app.prepare(cr.options(extra, out))
+	cr.prep, err = cr.app.prepare(cr.options(out))
 	if err == nil {
 		for _, w := range cr.prep.Warnings {
 			cr.app.log.warn("%s", w)
@@ -368,10 +369,10 @@ func (cr *creation) prepare() error {
 	return err
 }
 
-func (cr *creation) options(extra []*os.File, out [2]*os.File) runtime.Options {
+func (cr *creation) options(out [2]*os.File) runtime.Options {
 	return runtime.Options{
 		ID: cr.id, Spec: cr.config, Bundle: cr.bundle, Cgroup: cr.c.where(cr.group), Gate: true, NoPivot: cr.noPivot,
-		NoKeyring: cr.noKeyring, ExtraFiles: extra, StdioOwner: true,
+		NoKeyring: cr.noKeyring, ExtraFiles: cr.extra, StdioOwner: true,
 		Detached: !cr.stays, HookOutput: out, RdtTasks: cr.rdt,
 		HostVisible: true, InOrder: true, Mountinfo: cr.host.Mountinfo(),
 	}
