@@ -138,7 +138,7 @@ func (c *compiler) groups(pl *processPlan, u specs.User) {
 	c.p.Subject("set additional groups")
 	if len(u.AdditionalGids) == 0 {
 		op := c.p.Call(unix.SYS_SETGROUPS, num(0), nilp)
-		if pl.userns {
+		if pl.userns || c.confined {
 			op.Accept(unix.EPERM) // denied in the namespace: then there are none to drop either
 		}
 		return

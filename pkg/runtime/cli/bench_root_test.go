@@ -23,6 +23,8 @@ type bench struct {
 	root, bundle string
 	cgroup       string // of containers, below the test's
 	made         int
+	user         *testroot.User // nil: root
+	caller       *os.File       // v2 cgroup of the commands, nil for the test's
 }
 
 func newBench(t *testing.T) *bench {
@@ -65,12 +67,22 @@ func (b *bench) config(id string, change func(*specs.Spec), args ...string) {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(b.bundle, "config.json"), data, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(b.bundle, "config.json"), data, 0o644); err != nil {
 		b.t.Fatal(err)
 	}
 }
 
-func (b *bench) cmd(args ...string) *exec.Cmd { return call(b.root, args...) }
+func (b *bench) cmd(args ...string) *exec.Cmd {
+	cmd := call(b.root, args...)
+	if b.user != nil {
+		cmd.Env = []string{commandEnv + "=1"}
+		b.user.Become(cmd)
+	}
+	if b.caller != nil {
+		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(b.caller.Fd())
+	}
+	return cmd
+}
 
 // ok runs a command that has to succeed and returns what it printed. Its files are not ours: a container
 // that stays keeps them open.

@@ -14,13 +14,15 @@ import (
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/cri-server/cri-server/pkg/runtime/rootless"
 )
 
 // commandEnv makes the test executable the command line under test.
 const commandEnv = "CRI_RUNTIME_TEST_COMMAND"
 
 func asCommand() {
-	if os.Getenv(commandEnv) != "" {
+	if os.Getenv(commandEnv) != "" || len(os.Args) == 2 && os.Args[1] == rootless.Verb {
 		os.Unsetenv(commandEnv)
 		os.Exit(Main(os.Args, "test"))
 	}

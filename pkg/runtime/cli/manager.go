@@ -113,7 +113,10 @@ func (cr *creation) adopt() error {
 // removeGroup kills what is in the container's cgroup and removes it. Systemd forgets its scope.
 func (c *container) removeGroup(ctx context.Context, g *cgroup.Group) error {
 	if c.NoCgroup {
-		return c.end(ctx)
+		if err := c.end(ctx); err != nil {
+			return err
+		}
+		return c.dismiss(ctx)
 	}
 	if c.Unit != nil {
 		if err := g.Kill(ctx); err != nil {

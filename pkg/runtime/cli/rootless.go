@@ -10,12 +10,14 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/cri-server/cri-server/pkg/runtime"
 	"github.com/cri-server/cri-server/pkg/runtime/cgroup"
+	"github.com/cri-server/cri-server/pkg/runtime/launch"
 	"github.com/cri-server/cri-server/pkg/runtime/rootless"
 )
 
@@ -167,4 +169,27 @@ func limitsCPU(c specs.LinuxCPU) bool {
 func limitsIO(b *specs.LinuxBlockIO) bool {
 	return b.Weight != nil || b.LeafWeight != nil || len(b.WeightDevice)+len(b.ThrottleReadBpsDevice)+len(b.ThrottleWriteBpsDevice)+
 		len(b.ThrottleReadIOPSDevice)+len(b.ThrottleWriteIOPSDevice) > 0
+}
+
+// dismiss ends a program that a creation which was cut short has left at its gate, or on the way there, before
+// its process was recorded: where there is no cgroup, the gate is all that leads to it. Anything but the token
+// ends it.
+func (c *container) dismiss(ctx context.Context) error {
+	told := false
+	for {
+		fd, err := unix.Open(filepath.Join(c.dir, launch.GateFifo), unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+		if err != nil { // nobody reads it, or there is none
+			return nil //nolint:nilerr // which is what was wanted
+		}
+		if !told {
+			_, err = unix.Write(fd, []byte{launch.GateToken + 1})
+			told = err == nil
+		}
+		unix.Close(fd)
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the program of container %s does not leave its gate: %w", c.ID, ctx.Err())
+		case <-time.After(time.Millisecond): // a fifo tells its writers nothing
+		}
+	}
 }

@@ -91,7 +91,7 @@ func runMapper(name, granted string, pid int, maps []specs.LinuxIDMapping) error
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Run(); err != nil {
-		hint := fmt.Sprintf("Does %s grant these IDs to the user", granted)
+		hint := "The IDs must be granted to the user in " + granted
 		if st, e := os.Stat(path); e == nil && st.Mode()&fs.ModeSetuid == 0 && !hasFileCaps(path) {
 			hint = "It is neither setuid root nor has it file capabilities, so that it may map nothing"
 		}
