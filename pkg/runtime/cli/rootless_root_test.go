@@ -75,7 +75,7 @@ func TestRootlessRun(t *testing.T) {
 	if out, err := b.cmd("spec", "--rootless", "--bundle", b.user.Dir).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	written, err := loadSpec(filepath.Join(b.user.Dir, "config.json"))
+	written, _, err := loadSpec(filepath.Join(b.user.Dir, "config.json"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -409,7 +409,7 @@ func TestRootlessCutShort(t *testing.T) {
 		b.noProcesses(what)
 	}
 	for _, verb := range []string{"create", "run"} {
-		for _, place := range []string{"runtime/config.json", "runtime/state.json", "runtime/prepare", "runtime/launch", "runtime/state.json@2"} {
+		for _, place := range []string{"runtime/config.json", "runtime/state.json", "runtime/prepare", "runtime/launch", "runtime/process.json"} {
 			cmd := b.cmd(verb, "--bundle", b.bundle, "c1")
 			cmd.Env = append(cmd.Env, fault.Env+"="+place+"=kill")
 			_ = cmd.Run()
