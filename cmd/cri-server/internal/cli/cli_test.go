@@ -36,7 +36,9 @@ type fake struct {
 	network  bool
 	pulled   bool
 	problems []sandbox.Problem
+	pod      *cri.PodSandboxConfig // of the pod that was run
 	run      *cri.CreateContainerRequest
+	refusal  error // of StartContainer
 	exitCode int32
 }
 
@@ -79,7 +81,7 @@ func (f *fake) PodSandboxStatus(_ context.Context, r *cri.PodSandboxStatusReques
 	if !strings.HasPrefix(r.GetPodSandboxId(), "p") {
 		return nil, status.Error(codes.NotFound, "no such pod")
 	}
-	return &cri.PodSandboxStatusResponse{Status: &cri.PodSandboxStatus{Id: "p123456789abcdef", Network: &cri.PodSandboxNetworkStatus{Ip: "10.0.0.2"}}}, nil
+	return &cri.PodSandboxStatusResponse{Status: &cri.PodSandboxStatus{Id: "p123456789abcdef", Metadata: f.pod.GetMetadata(), Annotations: f.pod.GetAnnotations(), Network: &cri.PodSandboxNetworkStatus{Ip: "10.0.0.2"}}}, nil
 }
 func (f *fake) StopContainer(_ context.Context, r *cri.StopContainerRequest) (*cri.StopContainerResponse, error) {
 	f.call("stop %s %d", r.GetContainerId(), r.GetTimeout())
@@ -98,7 +100,7 @@ func (f *fake) RemovePodSandbox(_ context.Context, r *cri.RemovePodSandboxReques
 	return &cri.RemovePodSandboxResponse{}, nil
 }
 func (f *fake) RunPodSandbox(_ context.Context, r *cri.RunPodSandboxRequest) (*cri.RunPodSandboxResponse, error) {
-	f.logs = r.GetConfig().GetLogDirectory()
+	f.logs, f.pod = r.GetConfig().GetLogDirectory(), r.GetConfig()
 	return &cri.RunPodSandboxResponse{PodSandboxId: "p123456789abcdef"}, nil
 }
 func (f *fake) CreateContainer(_ context.Context, r *cri.CreateContainerRequest) (*cri.CreateContainerResponse, error) {
@@ -108,6 +110,9 @@ func (f *fake) CreateContainer(_ context.Context, r *cri.CreateContainerRequest)
 func (f *fake) StartContainer(context.Context, *cri.StartContainerRequest) (*cri.StartContainerResponse, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.refusal != nil {
+		return nil, f.refusal
+	}
 	f.state = cri.ContainerState_CONTAINER_EXITED
 	return &cri.StartContainerResponse{}, os.WriteFile(filepath.Join(f.logs, "log"), []byte("t stdout P hel\nt stdout F lo\nt stderr F oops\n"), 0o600)
 }
@@ -118,8 +123,15 @@ func (f *fake) Exec(_ context.Context, r *cri.ExecRequest) (*cri.ExecResponse, e
 func (f *fake) ListImages(context.Context, *cri.ListImagesRequest) (*cri.ListImagesResponse, error) {
 	return &cri.ListImagesResponse{Images: []*cri.Image{{Id: "sha256:0123456789abcdef", RepoTags: []string{"r:1", "r:2"}, Size: 3_800_000}, {Id: "sha256:fedcba98765", RepoDigests: []string{"r@sha256:1"}}}}, nil
 }
-func (f *fake) ImageStatus(context.Context, *cri.ImageStatusRequest) (*cri.ImageStatusResponse, error) {
+func (f *fake) ImageStatus(_ context.Context, r *cri.ImageStatusRequest) (*cri.ImageStatusResponse, error) {
+	if r.GetImage().GetImage() == "here" {
+		return &cri.ImageStatusResponse{Image: &cri.Image{Id: "sha256:0123456789abcdef"}}, nil
+	}
 	return &cri.ImageStatusResponse{}, nil
+}
+func (f *fake) RemoveImage(_ context.Context, r *cri.RemoveImageRequest) (*cri.RemoveImageResponse, error) {
+	f.call("rmi %s", r.GetImage().GetImage())
+	return &cri.RemoveImageResponse{}, nil
 }
 
 // fakeAdmin, fakeRuntime are the other services of the fake.
@@ -270,6 +282,68 @@ func TestRun(t *testing.T) {
 	}
 	if _, err := os.Stat(f.logs); err == nil {
 		t.Error("the log directory is left")
+	}
+}
+
+func TestRunKeeps(t *testing.T) {
+	f := &fake{network: true}
+	if _, _, err := run(t, f, "", "run", "--keep", "img"); err != nil || len(f.calls) != 0 {
+		t.Fatalf("%v, removed by %v", err, f.calls)
+	}
+	if out, _, err := run(t, f, "", "logs", "c1"); err != nil || out != "hello\n" {
+		t.Errorf("the log that was kept: %q, %v", out, err)
+	}
+	if _, _, err := run(t, f, "", "rm", "p1"); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(f.logs); err == nil {
+		t.Error("the log directory is left when its pod has been removed")
+	}
+}
+
+// What a pod says of its log directory is not believed.
+func TestRemoveLogsOfAPodThatLies(t *testing.T) {
+	dir := t.TempDir()
+	for _, path := range []string{dir, filepath.Join(dir, logsPrefix+"x"), os.TempDir() + "/" + logsPrefix + "x/../" + filepath.Base(dir), "", "/"} {
+		f := &fake{pod: &cri.PodSandboxConfig{Metadata: &cri.PodSandboxMetadata{Namespace: runNamespace}, Annotations: map[string]string{logsAnnotation: path}}}
+		if err := os.MkdirAll(filepath.Join(dir, logsPrefix+"x"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := run(t, f, "", "rm", "p1"); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Stat(filepath.Join(dir, logsPrefix+"x")); err != nil {
+			t.Errorf("%q: %v", path, err)
+		}
+	}
+}
+
+func TestRunTellsWhyTheCommandDidNotStart(t *testing.T) {
+	for text, want := range map[string]int{
+		"exec: \"/nope\": stat /nope: no such file or directory": 127, "exec: \"/etc/passwd\": permission denied": 126, "no memory": 1,
+	} {
+		code := map[int]codes.Code{127: codes.NotFound, 126: codes.InvalidArgument, 1: codes.Unknown}[want]
+		_, _, err := run(t, &fake{network: true, refusal: status.Error(code, text)}, "", "run", "img", "/nope")
+		if got := failureCode(err); err == nil || got != want {
+			t.Errorf("%s: exit code %d, %v", text, got, err)
+		}
+		contains(t, explain(err), text)
+	}
+}
+
+func TestRemoveImage(t *testing.T) {
+	f := &fake{}
+	_, _, err := run(t, f, "", "rmi", "NOPE", "here")
+	contains(t, fmt.Sprint(err), "(NOPE)", "cri-server images")
+	if got := fmt.Sprint(f.calls); got != "[rmi here]" {
+		t.Errorf("calls %s", got)
+	}
+}
+
+func TestMisuseSaysHow(t *testing.T) {
+	for _, args := range [][]string{{"rm"}, {"pull", "a", "b"}, {"exec", "c1"}, {"ps", "x"}, {"network", "status", "x"}, {"run", "--nope"}, {"nosuch"}} {
+		_, _, err := offline(t, "", args...)
+		contains(t, fmt.Sprint(err), args[0], "arguments (cri-server", "Use: ", "--help")
 	}
 }
 

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 
 	"github.com/spf13/cobra"
@@ -42,11 +43,25 @@ func (a *app) rmi() *cobra.Command {
 			return a.with(cmd.Context(), func(c *client) error {
 				var all error
 				for _, ref := range refs {
-					_, err := c.images.RemoveImage(cmd.Context(), &cri.RemoveImageRequest{Image: &cri.ImageSpec{Image: ref}})
-					all = errors.Join(all, err)
+					if err := c.removeImage(cmd.Context(), ref); err != nil {
+						all = errors.Join(all, errors.New(explain(err)))
+					}
 				}
 				return all
 			})
 		},
 	}
+}
+
+// removeImage removes an image that is there: to the CRI an absent one is as good as removed, and a person has mistyped.
+func (c *client) removeImage(ctx context.Context, ref string) error {
+	spec := &cri.ImageSpec{Image: ref}
+	st, err := c.images.ImageStatus(ctx, &cri.ImageStatusRequest{Image: spec})
+	if err == nil && st.GetImage() == nil {
+		err = errors.New("remove image (" + ref + "): there is none of that name. \"cri-server images\" lists them.")
+	}
+	if err == nil {
+		_, err = c.images.RemoveImage(ctx, &cri.RemoveImageRequest{Image: spec})
+	}
+	return err
 }

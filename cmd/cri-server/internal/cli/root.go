@@ -47,14 +47,11 @@ func Main(version string, args []string) int {
 	cmd.SetArgs(args)
 	err := cmd.ExecuteContext(ctx)
 	var code exitCode
-	switch {
-	case err == nil:
-		return 0
-	case errors.As(err, &code):
+	if err == nil || errors.As(err, &code) {
 		return int(code)
 	}
 	fmt.Fprintln(a.err, "cri-server:", explain(err))
-	return 1
+	return failureCode(err)
 }
 
 func (a *app) command() *cobra.Command {
@@ -77,7 +74,28 @@ func (a *app) command() *cobra.Command {
 	f.StringVar(&a.socket, "socket", os.Getenv(SocketEnv), "the server's socket (default cri-server.sock in the state directory; env "+SocketEnv+")")
 	root.AddCommand(a.serve(), a.configCmd(), a.versionCmd(), a.check(), a.network(),
 		a.pull(), a.images(), a.rmi(), a.run(), a.ps(), a.pods(), a.logs(), a.exec(), a.stop(), a.rm())
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return misused(c, err) })
+	explainArgs(root)
 	return root
+}
+
+// explainArgs makes a verb and those below it say how they are used to who gives them too many words, or too few.
+func explainArgs(cmd *cobra.Command) {
+	if check := cmd.Args; check != nil {
+		cmd.Args = func(c *cobra.Command, args []string) error {
+			if err := check(c, args); err != nil {
+				return misused(c, err)
+			}
+			return nil
+		}
+	}
+	for _, c := range cmd.Commands() {
+		explainArgs(c)
+	}
+}
+
+func misused(c *cobra.Command, err error) error {
+	return fmt.Errorf("arguments (%s): %w. Use: %s; \"%s --help\" says more.", c.CommandPath(), err, c.UseLine(), c.CommandPath()) //nolint:staticcheck // read by a person
 }
 
 // load reads the configuration and what flags override.

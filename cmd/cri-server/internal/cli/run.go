@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -82,7 +84,7 @@ func (r *runner) run(cmd *cobra.Command) (code int, err error) {
 	if err := r.ensureNetwork(cmd); err != nil {
 		return 0, err
 	}
-	if r.logs, err = os.MkdirTemp("", "cri-server-run-"); err != nil {
+	if r.logs, err = os.MkdirTemp("", logsPrefix); err != nil {
 		return 0, err
 	}
 	if !r.o.keep { // a container that is kept goes on writing there, and "logs" reads it
@@ -93,7 +95,7 @@ func (r *runner) run(cmd *cobra.Command) (code int, err error) {
 		return 0, err
 	}
 	if _, err := r.c.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: r.container}); err != nil {
-		return 0, err
+		return 0, startError(err)
 	}
 	if err := r.stream(ctx); err != nil && ctx.Err() == nil {
 		return 0, err
@@ -154,12 +156,13 @@ func (r *runner) configs() (*cri.PodSandboxConfig, *cri.ContainerConfig, error) 
 	}
 	ns := &cri.NamespaceOption{Network: network, Pid: cri.NamespaceMode_CONTAINER}
 	pod := &cri.PodSandboxConfig{
-		Metadata: &cri.PodSandboxMetadata{Name: name, Namespace: "cri-server-run", Uid: id}, LogDirectory: r.logs,
+		Metadata: &cri.PodSandboxMetadata{Name: name, Namespace: runNamespace, Uid: id}, LogDirectory: r.logs,
 		Linux: &cri.LinuxPodSandboxConfig{SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: ns, Privileged: r.o.privileged}},
 	}
 	if !r.o.hostNetwork {
 		pod.Hostname = name
 	}
+	pod.Annotations = map[string]string{logsAnnotation: r.logs}
 	pod.Labels = map[string]string{"io.kubernetes.pod.name": name, "io.kubernetes.pod.namespace": pod.Metadata.Namespace, "io.kubernetes.pod.uid": id} // what crictl shows
 	sc := &cri.LinuxContainerSecurityContext{NamespaceOptions: ns, Privileged: r.o.privileged, Seccomp: &cri.SecurityProfile{ProfileType: cri.SecurityProfile_RuntimeDefault}}
 	ctr := &cri.ContainerConfig{
@@ -218,6 +221,60 @@ func (r *runner) result(ctx context.Context) (int, error) {
 		case <-time.After(logInterval):
 		}
 	}
+}
+
+// unstarted is a failure that has an exit code of its own, as other command lines and shells give it.
+type unstarted struct {
+	error
+	code int
+}
+
+func (e *unstarted) Unwrap() error { return e.error }
+
+const (
+	codeNotExecutable = 126
+	codeNotThere      = 127
+)
+
+// startError gives the failure of a container's start an exit code where the command is to blame.
+func startError(err error) error {
+	if !strings.Contains(status.Convert(err).Message(), "exec: ") {
+		return err
+	}
+	switch status.Code(err) {
+	case codes.NotFound:
+		return &unstarted{err, codeNotThere}
+	case codes.InvalidArgument:
+		return &unstarted{err, codeNotExecutable}
+	}
+	return err
+}
+
+// failureCode is the exit code of a command line that has failed.
+func failureCode(err error) int {
+	var u *unstarted
+	if errors.As(err, &u) {
+		return u.code
+	}
+	return 1
+}
+
+// runNamespace is that of the pods that run makes. logsAnnotation is where one says which directory its log is in, since rm
+// has to remove that of a pod that was kept.
+const (
+	runNamespace   = "cri-server-run"
+	logsAnnotation = "cri-server.run/logs"
+	logsPrefix     = "cri-server-run-"
+)
+
+// removeLogs removes the log directory of a pod that run made and kept. A pod may say what it likes: only a
+// directory of run's own is removed.
+func removeLogs(pod *cri.PodSandboxStatus) error {
+	dir := pod.GetAnnotations()[logsAnnotation]
+	if pod.GetMetadata().GetNamespace() != runNamespace || filepath.Dir(dir) != filepath.Clean(os.TempDir()) || !strings.HasPrefix(filepath.Base(dir), logsPrefix) {
+		return nil
+	}
+	return os.RemoveAll(dir)
 }
 
 // clean removes what create made, though the run was interrupted.

@@ -40,7 +40,13 @@ func (a *app) rm() *cobra.Command {
 				_, err := c.RemoveContainer(ctx, &cri.RemoveContainerRequest{ContainerId: id})
 				return err
 			}, func(ctx context.Context, c *client, id string) error {
-				_, err := c.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: id})
+				st, err := c.PodSandboxStatus(ctx, &cri.PodSandboxStatusRequest{PodSandboxId: id})
+				if err == nil {
+					_, err = c.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: id})
+				}
+				if err == nil {
+					err = removeLogs(st.GetStatus())
+				}
 				return err
 			})
 		},
