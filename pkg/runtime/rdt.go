@@ -57,18 +57,46 @@ func planRdt(root, id string, r *specs.LinuxIntelRdt) (*Rdt, error) {
 	case clos == "." || clos == ".." || strings.ContainsAny(clos, "/\n\x00"):
 		return nil, errs.New(errs.Invalid, "intelRdt: closID %q is no name of a class", clos)
 	}
-	for _, s := range append([]string{r.L3CacheSchema, r.MemBwSchema}, r.Schemata...) {
-		if strings.ContainsAny(s, "\n\x00") {
-			return nil, errs.New(errs.Invalid, "intelRdt: schema %q is more than a line", s)
-		}
-	}
-	if r.MemBwSchema != "" && !strings.HasPrefix(r.MemBwSchema, "MB:") {
-		return nil, errs.New(errs.Invalid, "intelRdt: memBwSchema %q does not begin with MB:", r.MemBwSchema)
+	if err := checkSchemata(r); err != nil {
+		return nil, err
 	}
 	if r.EnableMonitoring {
 		p.Mon = filepath.Join(p.Dir, "mon_groups", id)
 	}
 	return p, nil
+}
+
+func checkSchemata(r *specs.LinuxIntelRdt) error {
+	for _, s := range append([]string{r.L3CacheSchema, r.MemBwSchema}, r.Schemata...) {
+		if strings.ContainsAny(s, "\n\x00") {
+			return errs.New(errs.Invalid, "intelRdt: schema %q is more than a line", s)
+		}
+	}
+	if r.MemBwSchema != "" && !strings.HasPrefix(r.MemBwSchema, "MB:") {
+		return errs.New(errs.Invalid, "intelRdt: memBwSchema %q does not begin with MB:", r.MemBwSchema)
+	}
+	return nil
+}
+
+// Update writes other schemata to the container's class. nil is a container without one.
+func (p *Rdt) Update(r *specs.LinuxIntelRdt) error {
+	if p == nil {
+		return errs.New(errs.Conflict, "intelRdt: the container has no class of service. Create it with linux.intelRdt in its configuration")
+	}
+	if err := checkSchemata(r); err != nil {
+		return err
+	}
+	return p.write(schemata(r))
+}
+
+// schemata are the lines of a configuration.
+func schemata(r *specs.LinuxIntelRdt) (lines []string) {
+	for _, s := range append([]string{r.L3CacheSchema, r.MemBwSchema}, r.Schemata...) {
+		if s != "" {
+			lines = append(lines, s)
+		}
+	}
+	return lines
 }
 
 // Make makes the groups, writes the schemata, and opens the files that the container's process writes itself
@@ -77,12 +105,7 @@ func (p *Rdt) Make(r *specs.LinuxIntelRdt) ([]*os.File, error) {
 	if p == nil {
 		return nil, nil
 	}
-	var lines []string
-	for _, s := range append([]string{r.L3CacheSchema, r.MemBwSchema}, r.Schemata...) {
-		if s != "" {
-			lines = append(lines, s)
-		}
-	}
+	lines := schemata(r)
 	_, err := os.Stat(p.Dir)
 	missing := errors.Is(err, fs.ErrNotExist)
 	switch {

@@ -87,6 +87,15 @@ func TestRdtMade(t *testing.T) {
 	if text, _ := os.ReadFile(filepath.Join(p.Dir, "schemata")); !strings.HasPrefix(string(text), "L3:0=3\n") { // each a write of its own, from the start of the file
 		t.Errorf("schemata %q", text)
 	}
+	if err := p.Update(&specs.LinuxIntelRdt{MemBwSchema: "MB:0=9"}); err != nil {
+		t.Error(err)
+	}
+	if text, _ := os.ReadFile(filepath.Join(p.Dir, "schemata")); !strings.HasPrefix(string(text), "MB:0=9\n") {
+		t.Errorf("after an update: schemata %q", text)
+	}
+	if err := p.Update(&specs.LinuxIntelRdt{MemBwSchema: "L3:0=9"}); err == nil {
+		t.Error("a bad schema is written")
+	}
 	if mi := "40 30 0:50 / /sys/fs/resctrl rw - resctrl resctrl rw\n"; resctrlRoot(mi) != "/sys/fs/resctrl" || resctrlRoot("x\n") != "" {
 		t.Error("the mount is not found")
 	}

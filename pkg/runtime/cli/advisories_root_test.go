@@ -227,14 +227,14 @@ func TestTargetSwapped(t *testing.T) {
 			specs.Mount{Destination: "/vol/link-abs/made", Type: "tmpfs", Source: "tmpfs"})
 	}, "true")
 	ran := 0
-	for range 40 {
+	for range 20 {
 		if r := b.do("run", "--bundle", b.bundle, "c1"); r.code == 0 {
 			ran++
 		}
 	}
 	close(stop)
 	<-stopped
-	t.Logf("%d of 40 ran", ran)
+	t.Logf("%d of 20 ran", ran)
 	if info, err := os.ReadFile("/proc/self/mountinfo"); err != nil || strings.Contains(string(info), o.dir) {
 		t.Errorf("something is mounted outside: %v\n%s", err, info)
 	}

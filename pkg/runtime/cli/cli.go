@@ -58,6 +58,9 @@ type exitError struct {
 func (e *exitError) Error() string { return fmt.Sprint(e.err) }
 func (e *exitError) Unwrap() error { return e.err }
 
+// notStarted puts before an error of a program what runc says of its own.
+func notStarted(err error) error { return fmt.Errorf("unable to start container process: %w", err) }
+
 // Main runs the command line, args[0] included, and returns the exit code.
 func Main(args []string, version string) int {
 	if len(args) > 1 && args[1] == rootless.Verb {

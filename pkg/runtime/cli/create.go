@@ -433,7 +433,7 @@ func (cr *creation) launch() error {
 	cr.console.started()
 	sys.CloseAll(cr.rdt)
 	if err != nil {
-		return cr.prep.Explain(err)
+		return notStarted(cr.prep.Explain(err))
 	}
 	if err := fault.At("runtime/launch"); err != nil {
 		return err
@@ -466,7 +466,7 @@ func (cr *creation) launch() error {
 // release opens the gate, and runs what is due once the user's program runs.
 func (cr *creation) release() error {
 	if err := cr.prep.Explain(cr.proc.Release()); err != nil {
-		return err
+		return notStarted(err)
 	}
 	if err := unix.Flock(int(cr.c.file.Fd()), unix.LOCK_UN); err != nil {
 		return os.NewSyscallError("flock", err)

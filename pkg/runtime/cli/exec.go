@@ -165,7 +165,7 @@ func (e *execution) start(c *container, spec *specs.Spec, proc *specs.Process) (
 	p, err := launch.Start(&prep.Request, prep.Files, con.stdio)
 	con.started()
 	if err != nil {
-		return nil, nil, prep.Explain(err)
+		return nil, nil, notStarted(prep.Explain(err))
 	}
 	e.app.log.debugf("exec in container %s: process %d", c.ID, p.Pid)
 	if err := e.announce(p, con); err != nil {
@@ -175,7 +175,7 @@ func (e *execution) start(c *container, spec *specs.Spec, proc *specs.Process) (
 		return nil, nil, err
 	}
 	if err := prep.Explain(p.Release()); err != nil {
-		return nil, nil, err
+		return nil, nil, notStarted(err)
 	}
 	return p, con, nil
 }

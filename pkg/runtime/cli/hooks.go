@@ -55,7 +55,10 @@ func (cr *creation) hooksInBetween() error {
 		_ = cr.proc.Close()
 		return err
 	}
-	return cr.prep.Explain(cr.proc.Continue())
+	if err := cr.prep.Explain(cr.proc.Continue()); err != nil {
+		return notStarted(err)
+	}
+	return nil
 }
 
 func (cr *creation) moveNetDevices() error {

@@ -184,6 +184,9 @@ func psTable(pids []int, options []string) error {
 func setupPause(a *app) ([]flag, func([]string) error) {
 	return nil, func(args []string) error {
 		return a.freeze(args[0], func(g *cgroup.Group, status string) error {
+			if status == statusStopped {
+				return errNotRunning
+			}
 			if status != statusRunning && status != statusCreated {
 				return fmt.Errorf("container not running or created: %s", status)
 			}

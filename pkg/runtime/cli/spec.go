@@ -119,6 +119,7 @@ type updates struct {
 	file, cpus, mems                                                      string
 	weight, period, quota, burst, shares, rtPeriod, rtRuntime, idle, pids string
 	memory, reservation, swap                                             string
+	rdt                                                                   specs.LinuxIntelRdt
 }
 
 func setupUpdate(a *app) ([]flag, func([]string) error) {
@@ -140,6 +141,8 @@ func setupUpdate(a *app) ([]flag, func([]string) error) {
 		text(&u.reservation, "memory-reservation", "BYTES", "memory kept for the container"),
 		text(&u.swap, "memory-swap", "BYTES", "limit of memory and swap, -1 for none"),
 		text(&u.pids, "pids-limit", "N", "number of tasks, -1 for no limit"),
+		text(&u.rdt.L3CacheSchema, "l3-cache-schema", "SCHEMA", "part of the L3 cache, as a line of resctrl's schemata"),
+		text(&u.rdt.MemBwSchema, "mem-bw-schema", "SCHEMA", "memory bandwidth, as a line of resctrl's schemata"),
 		hidden(text(&ignored, "kernel-memory", "BYTES", "")),
 		hidden(text(&ignored, "kernel-memory-tcp", "BYTES", "")),
 	}
@@ -155,7 +158,10 @@ func setupUpdate(a *app) ([]flag, func([]string) error) {
 			if err != nil {
 				return err
 			}
-			return c.update(g, res)
+			if err := c.update(g, res); err != nil || u.rdt.L3CacheSchema+u.rdt.MemBwSchema == "" {
+				return err
+			}
+			return c.Rdt.Update(&u.rdt)
 		})
 	}
 }
