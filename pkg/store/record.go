@@ -51,12 +51,17 @@ func (s Schema) Write(path string, v any, sync bool) (err error) {
 		return fmt.Errorf("encode %s record %s: %w", s.Kind, path, err)
 	}
 	sum := sha256.Sum256(body)
-	data, err := json.Marshal(envelope{s.Kind, s.Version, hex.EncodeToString(sum[:]), body})
+	data, err := json.Marshal(envelope{s.Kind, s.Version, hex.EncodeToString(sum[:]), json.RawMessage(bodyMark)})
 	if err != nil {
 		return fmt.Errorf("encode %s record %s: %w", s.Kind, path, err)
 	}
-	return WriteFile(path, append(data, '\n'), 0o600, sync)
+	head := data[:len(data)-len(bodyMark)-1] // the body is valid and compact: it need not be read again
+	data = append(append(append(make([]byte, 0, len(head)+len(body)+2), head...), body...), '}', '\n')
+	return WriteFile(path, data, 0o600, sync)
 }
+
+// bodyMark stands for the body, which is the last field of an envelope.
+const bodyMark = "0"
 
 // Read decodes the record at path into v. A missing file is errs.NotFound; a record that cannot be
 // trusted wraps ErrTorn; one of a newer version than this build knows is errs.Unsupported and is left

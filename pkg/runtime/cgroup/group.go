@@ -70,13 +70,12 @@ func (g *Group) Mode() Mode { return g.host.mode }
 
 // make makes the path in one hierarchy and appends to made what removes it.
 func (h *Host) make(t *hierarchy, path string, made *[]func()) error {
-	root, err := openat(t.root, ".", unix.O_PATH|unix.O_DIRECTORY)
+	cur, parts, err := h.base(t, path)
 	if err != nil {
-		return &os.PathError{Op: "open", Path: t.Mount, Err: err}
+		return err
 	}
-	cur := dir{root, t, h, ""}
 	defer func() { cur.close() }()
-	for _, part := range strings.Split(path, "/") {
+	for _, part := range parts {
 		if t.Unified {
 			enable(cur)
 		}
@@ -102,6 +101,22 @@ func (h *Host) make(t *hierarchy, path string, made *[]func()) error {
 		}
 	}
 	return nil
+}
+
+// base opens where the making of a path begins, and returns what is left of it: the group's parent, if that is there and
+// has nothing to be set up, otherwise the root.
+func (h *Host) base(t *hierarchy, path string) (dir, []string, error) {
+	parts := strings.Split(path, "/")
+	if last := len(parts) - 1; last > 0 && !t.Unified && !slices.Contains(t.Controllers, "cpuset") {
+		if parent, err := h.at(t, strings.Join(parts[:last], "/")); err == nil {
+			return parent, parts[last:], nil
+		}
+	}
+	root, err := openat(t.root, ".", unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return dir{}, nil, &os.PathError{Op: "open", Path: t.Mount, Err: err}
+	}
+	return dir{root, t, h, ""}, parts, nil
 }
 
 // enable turns on, in a v2 group, the wanted controllers for its children. What cannot be enabled is
