@@ -15,6 +15,7 @@ type fake struct {
 	root   string
 	log    strings.Builder
 	fail   map[string]error // "op file": what the operation is to return, once
+	others bool             // it has hugetlb, rdma, net_cls and net_prio
 	onFail func()           // what else it does then
 }
 
@@ -32,23 +33,35 @@ var files = map[string]map[string]string{
 	"devices":   {"devices.list": "a *:* rwm", "devices.allow": "", "devices.deny": ""},
 	"freezer":   {"freezer.state": "THAWED"},
 	"pids":      {"pids.max": "max", "pids.current": "4"},
-	"blkio":     {"blkio.throttle.read_bps_device": "", "blkio.throttle.write_iops_device": "8:0 77\n", "blkio.bfq.weight": "100", "blkio.throttle.io_service_bytes_recursive": "8:0 Read 10\n8:0 Write 20\nTotal 30\n", "blkio.throttle.io_serviced_recursive": "8:0 Read 1\n8:0 Write 2\n"},
+	"blkio":     {"blkio.throttle.read_bps_device": "", "blkio.throttle.write_bps_device": "", "blkio.throttle.read_iops_device": "", "blkio.throttle.write_iops_device": "8:0 77\n", "blkio.bfq.weight": "100", "blkio.throttle.io_service_bytes_recursive": "8:0 Read 10\n8:0 Write 20\nTotal 30\n", "blkio.throttle.io_serviced_recursive": "8:0 Read 1\n8:0 Write 2\n"},
 	"v2":        {"cgroup.subtree_control": "", "cgroup.controllers": "cpu cpuset io memory pids", "cgroup.events": "populated 0\nfrozen 0\n", "cgroup.freeze": "0", "cgroup.kill": "", "cpu.pressure": "some avg10=1.50 avg60=0.25 avg300=0.00 total=77\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=5\n"},
 	"v2.cpu":    {"cpu.weight": "100", "cpu.max": "max 100000", "cpu.max.burst": "0", "cpu.idle": "0", "cpu.stat": "usage_usec 10\nuser_usec 6\nsystem_usec 4\nnr_periods 5\nthrottled_usec 3\n"},
 	"v2.cpuset": {"cpuset.cpus": "", "cpuset.mems": ""},
 	"v2.memory": {"memory.max": "max", "memory.low": "0", "memory.high": "max", "memory.swap.max": "max", "memory.current": "8192", "memory.reclaim": "", "memory.swap.current": "0", "memory.events": "low 0\nmax 2\noom_kill 7\n", "memory.stat": "anon 2048\nfile 4096\ninactive_file 192\nslab 5\nkernel_stack 6\n"},
 	"v2.pids":   {"pids.max": "max", "pids.current": "4"},
 	"v2.io":     {"io.max": "", "io.weight": "default 100\n", "io.stat": "8:0 rbytes=10 wbytes=20 rios=1 wios=2\n"},
+	"hugetlb":   {"hugetlb.2MB.limit_in_bytes": "9223372036854771712", "hugetlb.2MB.rsvd.limit_in_bytes": "9223372036854771712", "hugetlb.1GB.limit_in_bytes": "9223372036854771712"},
+	"rdma":      {"rdma.max": ""},
+	"net_cls":   {"net_cls.classid": "0"},
+	"net_prio":  {"net_prio.ifpriomap": "lo 0\n"},
+	"v2.others": {"cgroup.controllers": "cpu cpuset io memory pids hugetlb rdma", "hugetlb.2MB.max": "max", "hugetlb.2MB.rsvd.max": "max", "hugetlb.1GB.max": "max", "rdma.max": ""},
 	"every":     {"cgroup.procs": "", "tasks": ""},
 	"every.v2":  {"cgroup.procs": ""},
 }
 
-func newFake(t *testing.T, mode Mode) *fake {
+func newFake(t *testing.T, mode Mode) *fake { return newFakeWith(t, mode, false) }
+
+// newFakeWith has the controllers that few machines have, too.
+func newFakeWith(t *testing.T, mode Mode, others bool) *fake {
 	t.Helper()
-	f := &fake{t: t, root: t.TempDir(), fail: map[string]error{}}
+	f := &fake{t: t, root: t.TempDir(), fail: map[string]error{}, others: others}
 	var list []Hierarchy
 	if mode != V2 {
-		for _, c := range []string{"cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids"} {
+		controllers := []string{"cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids"}
+		if others {
+			controllers = append(controllers, "hugetlb", "rdma", "net_cls", "net_prio")
+		}
+		for _, c := range controllers {
 			list = append(list, Hierarchy{Name: c, Mount: filepath.Join(f.root, c), Controllers: []string{c}})
 		}
 		list = append(list, Hierarchy{Name: "systemd", Mount: filepath.Join(f.root, "systemd")})
@@ -110,6 +123,9 @@ func (f *fake) populate(dir string, mode Mode) {
 		kinds = []string{"v2", "every.v2"}
 		if mode == V2 {
 			kinds = append(kinds, "v2.cpu", "v2.cpuset", "v2.memory", "v2.pids", "v2.io")
+			if f.others {
+				kinds = append(kinds, "v2.others")
+			}
 		}
 	}
 	for _, k := range kinds {

@@ -87,6 +87,66 @@ func TestUpdate(t *testing.T) {
 	}
 }
 
+// others are limits by controllers that few machines have.
+var others = []struct {
+	name   string
+	res    specs.LinuxResources
+	v1, v2 string
+}{
+	{"hugetlb", specs.LinuxResources{HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 4 << 20}, {Pagesize: "1GB", Limit: 1 << 30}, {Pagesize: "64KB", Limit: 0}}}, `
+		write hugetlb/a/hugetlb.2MB.limit_in_bytes 4194304
+		write hugetlb/a/hugetlb.2MB.rsvd.limit_in_bytes 4194304
+		write hugetlb/a/hugetlb.1GB.limit_in_bytes 1073741824`, `
+		write unified/a/hugetlb.2MB.max 4194304
+		write unified/a/hugetlb.2MB.rsvd.max 4194304
+		write unified/a/hugetlb.1GB.max 1073741824`},
+	{"rdma", specs.LinuxResources{Rdma: map[string]specs.LinuxRdma{"mlx5_1": {HcaHandles: p(uint32(3)), HcaObjects: p(uint32(10000))}, "ocrdma0": {HcaObjects: p(uint32(5))}}}, `
+		write rdma/a/rdma.max mlx5_1 hca_handle=3 hca_object=10000
+		write rdma/a/rdma.max ocrdma0 hca_handle=max hca_object=5`, `
+		write unified/a/rdma.max mlx5_1 hca_handle=3 hca_object=10000
+		write unified/a/rdma.max ocrdma0 hca_handle=max hca_object=5`},
+	{"network", specs.LinuxResources{Network: &specs.LinuxNetwork{ClassID: p(uint32(0x100001)), Priorities: []specs.LinuxInterfacePriority{{Name: "lo", Priority: 7}}}}, `
+		write net_cls/a/net_cls.classid 1048577
+		write net_prio/a/net_prio.ifpriomap lo 7`, "unsupported"},
+	{"unified", specs.LinuxResources{Unified: map[string]string{"hugetlb.2MB.max": "4194304", "rdma.max": "mlx4_0 hca_handle=2 hca_object=2000\nocrdma1 hca_handle=3", "memory.high": "1048576", "io.max": "8:0 rbps=77"}}, "invalid", `
+		write unified/a/hugetlb.2MB.max 4194304
+		write unified/a/io.max 8:0 rbps=77
+		write unified/a/memory.high 1048576
+		write unified/a/rdma.max mlx4_0 hca_handle=2 hca_object=2000
+		write unified/a/rdma.max ocrdma1 hca_handle=3`},
+	{"io devices", specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{
+		ThrottleReadBpsDevice: throttle(1), ThrottleWriteBpsDevice: throttle(2), ThrottleReadIOPSDevice: throttle(3), ThrottleWriteIOPSDevice: throttle(4)}}, `
+		write blkio/a/blkio.throttle.read_bps_device 8:0 1
+		write blkio/a/blkio.throttle.write_bps_device 8:0 2
+		write blkio/a/blkio.throttle.read_iops_device 8:0 3
+		write blkio/a/blkio.throttle.write_iops_device 8:0 4`, `
+		write unified/a/io.max 8:0 rbps=1
+		write unified/a/io.max 8:0 wbps=2
+		write unified/a/io.max 8:0 riops=3
+		write unified/a/io.max 8:0 wiops=4`},
+}
+
+func TestOtherControllers(t *testing.T) {
+	for _, c := range others {
+		for m, want := range map[Mode]string{V1: c.v1, V2: c.v2} {
+			f := newFakeWith(t, m, true)
+			g := f.group("/a")
+			err := g.Update(&c.res)
+			switch want {
+			case "unsupported", "invalid":
+				if !errs.Is(err, errs.Unsupported) && !errs.Is(err, errs.Invalid) {
+					t.Errorf("%s, %v: %v", c.name, m, err)
+				}
+			default:
+				if err != nil {
+					t.Errorf("%s, %v: %v", c.name, m, err)
+				}
+				transcript(t, f.take(), want)
+			}
+		}
+	}
+}
+
 // TestUpdateUndone: whatever write of an update fails, the values from before are in force.
 func TestUpdateUndone(t *testing.T) {
 	res := specs.LinuxResources{
