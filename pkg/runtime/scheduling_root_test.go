@@ -199,6 +199,9 @@ func TestTimeOffsets(t *testing.T) {
 // has mappings of its own.
 func TestIdmapOptions(t *testing.T) {
 	testroot.NeedRoot(t)
+	if !sys.Has(sys.IdmapTmpfs) {
+		testroot.Skip(t, "this kernel has no idmapped tmpfs")
+	}
 	dir := t.TempDir()
 	mountOn(t, dir+"/top", 0, "")
 	mountOn(t, dir+"/top/sub", 0, "")
