@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cri-server/cri-server/pkg/errs"
+	"github.com/cri-server/cri-server/pkg/sys"
 )
 
 // checkOwners refuses a filesystem's uid= and gid= that the container's user namespace has no user or group
@@ -68,7 +69,7 @@ func (c *compiler) sealSysfs(plan *mountPlan, tree *os.File) error {
 
 // InUserNamespace reports whether this process is in a user namespace that is not the machine's first.
 func InUserNamespace() bool {
-	b, err := os.ReadFile("/proc/self/uid_map")
+	b, err := sys.ReadFile("/proc/self/uid_map")
 	f := strings.Fields(string(b))
 	return err == nil && !(len(f) == 3 && f[0] == "0" && f[1] == "0" && f[2] == "4294967295")
 }

@@ -91,7 +91,7 @@ func (machine) hardLimit(resource int) (uint64, error) {
 }
 
 func (machine) oomScoreAdj() (int, error) {
-	b, err := os.ReadFile("/proc/self/oom_score_adj")
+	b, err := sys.ReadFile("/proc/self/oom_score_adj")
 	if err != nil {
 		return 0, err
 	}
@@ -151,7 +151,7 @@ var ownCaps = sync.OnceValues(func() (hostCaps, error) {
 
 // mounted are the host's cgroup hierarchies, read once: they do not change while it is up.
 var mounted = sync.OnceValues(func() ([]hierarchy, error) {
-	b, err := os.ReadFile("/proc/self/mountinfo")
+	b, err := sys.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return nil, err
 	}
@@ -175,7 +175,7 @@ func (machine) newUserns(uids, gids []specs.LinuxIDMapping) (*os.File, error) {
 func (machine) pinned() bool { return onFew() }
 
 var onFew = sync.OnceValue(func() bool {
-	online, err := os.ReadFile("/sys/devices/system/cpu/online")
+	online, err := sys.ReadFile("/sys/devices/system/cpu/online")
 	if err != nil {
 		return true
 	}

@@ -71,7 +71,7 @@ func probe(without string) uint {
 			set |= 1 << f
 		}
 	}
-	if b, err := os.ReadFile("/proc/sys/vm/memfd_noexec"); err == nil && strings.TrimSpace(string(b)) == "2" {
+	if b, err := ReadFile("/proc/sys/vm/memfd_noexec"); err == nil && strings.TrimSpace(string(b)) == "2" {
 		set &^= 1 << ExecMemfd
 	}
 	for _, name := range strings.Split(without, ",") {

@@ -14,7 +14,6 @@ package cgroup
 
 import (
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -22,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cri-server/cri-server/pkg/errs"
+	"github.com/cri-server/cri-server/pkg/sys"
 )
 
 // Mountinfo is the text of the mountinfo file that Probe found the hierarchies in, for others who need it at that moment.
@@ -83,7 +83,7 @@ type Host struct {
 // Probe finds the hierarchies mounted in the caller's mount namespace. Close releases their descriptors.
 // A machine without any is errs.Unsupported.
 func Probe() (*Host, error) {
-	text, err := os.ReadFile("/proc/self/mountinfo")
+	text, err := sys.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return nil, fmt.Errorf("find cgroup mounts: %w", err)
 	}

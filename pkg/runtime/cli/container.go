@@ -22,6 +22,7 @@ import (
 	"github.com/cri-server/cri-server/pkg/runtime/cli/internal/decode"
 	"github.com/cri-server/cri-server/pkg/runtime/launch"
 	"github.com/cri-server/cri-server/pkg/runtime/systemd"
+	"github.com/cri-server/cri-server/pkg/sys"
 )
 
 // What callers look for in the texts of these is runc's wording, which drivers of runc match.
@@ -112,7 +113,7 @@ func (a *app) load(id string) (*container, error) {
 		return nil, err
 	}
 	c := &container{app: a, dir: filepath.Join(a.root, id)}
-	data, err := os.ReadFile(filepath.Join(c.dir, stateFile))
+	data, err := sys.ReadFile(filepath.Join(c.dir, stateFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, errNotExist
 	}
@@ -131,7 +132,7 @@ func (a *app) load(id string) (*container, error) {
 	if err := c.loadProcess(); err != nil {
 		return nil, fmt.Errorf("state of container %s: %w", id, err)
 	}
-	if c.file, err = os.Open(c.dir); err != nil {
+	if c.file, err = sys.Open(c.dir, os.O_RDONLY, 0); err != nil {
 		return nil, errNotExist
 	}
 	return c, nil
@@ -139,7 +140,7 @@ func (a *app) load(id string) (*container, error) {
 
 // loadProcess reads who the process is, of a container that has got that far.
 func (c *container) loadProcess() error {
-	data, err := os.ReadFile(filepath.Join(c.dir, processFile))
+	data, err := sys.ReadFile(filepath.Join(c.dir, processFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -193,7 +194,7 @@ func (c *container) saveProcess() error {
 // write makes a file of the state directory whole.
 func (c *container) write(name string, data []byte) error {
 	tmp := filepath.Join(c.dir, "."+name)
-	if err := os.WriteFile(tmp, data, 0o600); err != nil {
+	if err := sys.WriteFile(tmp, data, 0o600); err != nil {
 		return err
 	}
 	if err := fault.At("runtime/" + name); err != nil {
@@ -204,7 +205,7 @@ func (c *container) write(name string, data []byte) error {
 
 // spec is the configuration that the container was created with, whatever the bundle holds now.
 func (c *container) spec() (*specs.Spec, error) {
-	data, err := os.ReadFile(filepath.Join(c.dir, "config.json"))
+	data, err := sys.ReadFile(filepath.Join(c.dir, "config.json"))
 	if err != nil {
 		return nil, err
 	}
@@ -338,7 +339,7 @@ func (c *container) destroy(ctx context.Context) error {
 
 // removeState removes a state directory so that the record goes last.
 func removeState(dir string) error {
-	f, err := os.Open(dir)
+	f, err := sys.Open(dir, os.O_RDONLY, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -365,13 +366,13 @@ func removeState(dir string) error {
 
 // bootID tells this run of the kernel from others.
 func bootID() string {
-	b, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	b, _ := sys.ReadFile("/proc/sys/kernel/random/boot_id")
 	return strings.TrimSpace(string(b))
 }
 
 // procStat reads a process's start time and whether it has ended.
 func procStat(pid int) (start uint64, zombie bool, err error) {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	b, err := sys.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
 		return 0, false, err
 	}

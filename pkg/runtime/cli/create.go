@@ -191,7 +191,7 @@ func (cr *creation) read() error {
 
 // loadSpec reads a configuration, and returns its text too.
 func loadSpec(file string) (*specs.Spec, []byte, error) {
-	data, err := os.ReadFile(file)
+	data, err := sys.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil, fmt.Errorf("JSON specification file %s not found", filepath.Base(file))
 	}
@@ -247,7 +247,7 @@ func (cr *creation) claim() error {
 		return err
 	}
 	var err error
-	if c.file, err = os.Open(c.dir); err != nil {
+	if c.file, err = sys.Open(c.dir, os.O_RDONLY, 0); err != nil {
 		return err
 	}
 	if err := c.lock(); err != nil {
@@ -344,7 +344,7 @@ func (cr *creation) prepare() error {
 	if err := cr.limit(); err != nil {
 		return err
 	}
-	root, err := os.Open(cr.rootfs())
+	root, err := sys.Open(cr.rootfs(), os.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil && !(cr.app.confined && errors.Is(err, os.ErrPermission)) { // it may be another user's of the namespace
 		return fmt.Errorf("root filesystem: %w", err)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/cri-server/cri-server/pkg/runtime"
 	"github.com/cri-server/cri-server/pkg/runtime/cli/internal/decode"
 	"github.com/cri-server/cri-server/pkg/runtime/launch"
+	"github.com/cri-server/cri-server/pkg/sys"
 )
 
 // execution is what exec is told.
@@ -134,7 +135,7 @@ func (e *execution) start(c *container, spec *specs.Spec, proc *specs.Process) (
 	if err != nil {
 		return nil, nil, err
 	}
-	root, err := os.Open("/proc/" + strconv.Itoa(c.Pid) + "/root")
+	root, err := sys.Open("/proc/"+strconv.Itoa(c.Pid)+"/root", os.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil && !(e.app.confined && errors.Is(err, os.ErrPermission)) {
 		return nil, nil, err
 	}
