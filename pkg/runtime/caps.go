@@ -70,6 +70,16 @@ func (c *compiler) planCaps(s *specs.LinuxCapabilities, clamp, userns bool) (cap
 	return out, nil
 }
 
+// CapabilityMask is the set of capabilities with these names; names that nothing has are left out.
+func CapabilityMask(names []string) (mask uint64) {
+	for _, name := range names {
+		if n := capNumber(name); n >= 0 && n < 64 {
+			mask |= 1 << n
+		}
+	}
+	return mask
+}
+
 // warn keeps a warning, once.
 func (c *compiler) warn(format string, args ...any) {
 	text := fmt.Sprintf(format, args...)

@@ -41,6 +41,30 @@ func CheckNetDevices(l *specs.Linux) error {
 	return nil
 }
 
+// LoopbackUp sets up the loopback device in the network namespace of a process.
+func LoopbackUp(pid int) error {
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	err = sys.OnThread(func() error {
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			return os.NewSyscallError("setns", err)
+		}
+		r, err := newRoute()
+		if err != nil {
+			return err
+		}
+		defer r.close()
+		return r.setUp(1, true)
+	})
+	if err != nil {
+		return fmt.Errorf("set lo up: %w", err)
+	}
+	return nil
+}
+
 // MoveNetDevices moves devices from this process's network namespace to another, gives them their names
 // there, their permanent global addresses back, and sets them up. A failure leaves those that have been
 // moved where they are: they return, or go, with the namespace.

@@ -204,15 +204,8 @@ func commands() []command {
 		{name: "update", args: id, usage: "change the resource limits of a container", min: 1, max: 1, setup: setupUpdate},
 		{name: "spec", usage: "write a configuration to start from", min: 0, max: 0, setup: setupSpec},
 		{name: "events", args: id, usage: "print statistics and out-of-memory kills of a container as JSON", min: 1, max: 1, setup: setupEvents},
-		{name: "checkpoint", args: id, usage: "not supported yet", min: 1, max: 1, setup: setupMissing("checkpoint")},
-		{name: "restore", args: id, usage: "not supported yet", min: 1, max: 1, setup: setupMissing("restore")},
+		{name: "checkpoint", args: id, usage: "write a running container to files, by criu", min: 1, max: 1, setup: setupCheckpoint},
+		{name: "restore", args: id, usage: "make a container of what checkpoint has written", min: 1, max: 1, setup: setupRestore},
 		{name: "features", usage: "print what this runtime can do as JSON", min: 0, max: 0, setup: setupFeatures},
-	}
-}
-
-// setupMissing is a verb of runc that is not there yet. Whatever flags it is given, it says so.
-func setupMissing(name string) func(*app) ([]flag, func([]string) error) {
-	return func(a *app) ([]flag, func([]string) error) {
-		return nil, func([]string) error { return fmt.Errorf("%s is not supported by %s %s yet", name, a.name, a.version) }
 	}
 }

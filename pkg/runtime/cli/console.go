@@ -61,6 +61,17 @@ func newConsole(terminal, detach bool, socket string) (*console, error) {
 	return c, nil
 }
 
+// names are what the process's stdio is, as its /proc/self/fd would show it; none with a terminal of its own.
+func (c *console) names() (list []string) {
+	for _, f := range c.stdio {
+		if f != nil {
+			name, _ := os.Readlink(sys.FDPath(f))
+			list = append(list, name)
+		}
+	}
+	return list
+}
+
 // started closes what the process has, and begins to copy.
 func (c *console) started() {
 	sys.CloseAll(c.theirs)

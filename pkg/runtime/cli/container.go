@@ -81,6 +81,8 @@ type record struct {
 	OnHost  bool `json:"onHost,omitempty"`
 	Stacked int  `json:"stacked,omitempty"`
 
+	Stdio []string `json:"stdio,omitempty"` // what it is, as /proc/self/fd shows it; none with a terminal
+
 	Rdt *runtime.Rdt `json:"rdt,omitempty"` // resctrl groups, named before they are made
 }
 

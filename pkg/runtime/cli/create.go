@@ -422,6 +422,7 @@ func (cr *creation) launch() error {
 	if cr.console, err = newConsole(cr.config.Process.Terminal, cr.detach, cr.consoleSocket); err != nil {
 		return err
 	}
+	cr.c.Stdio = cr.console.names()
 	if cr.stays && !cr.detach {
 		cr.relay = newRelay()
 	}
@@ -438,7 +439,7 @@ func (cr *creation) launch() error {
 	if err := fault.At("runtime/launch"); err != nil {
 		return err
 	}
-	if err := cr.adopt(); err != nil {
+	if err := cr.adopt(cr.proc.Pid); err != nil {
 		_ = cr.proc.Close()
 		return err
 	}

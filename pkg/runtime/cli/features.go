@@ -39,7 +39,7 @@ func known() *features.Features {
 			MountExtensions: &features.MountExtensions{IDMap: &features.IDMap{Enabled: &yes}},
 			NetDevices:      &features.NetDevices{Enabled: &yes},
 		},
-		Annotations: map[string]string{"org.opencontainers.runc.checkpoint.enabled": "false"},
+		Annotations: map[string]string{"org.opencontainers.runc.checkpoint.enabled": "true"},
 	}
 	f.Linux.MemoryPolicy = &features.MemoryPolicy{}
 	f.Linux.MemoryPolicy.Modes, f.Linux.MemoryPolicy.Flags = runtime.MemoryPolicies()

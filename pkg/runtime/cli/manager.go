@@ -97,13 +97,13 @@ func (cr *creation) limit() error {
 }
 
 // adopt makes systemd know the scope of the process, which waits at its first gate.
-func (cr *creation) adopt() error {
+func (cr *creation) adopt(pid int) error {
 	if cr.scope == nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), teardown)
 	defer cancel()
-	err := cr.scope.Adopt(ctx, cr.proc.Pid)
+	err := cr.scope.Adopt(ctx, pid)
 	if err == nil {
 		err = fault.At("runtime/adopted")
 	}

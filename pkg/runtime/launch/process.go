@@ -55,6 +55,16 @@ func register(pid int) *child {
 	return c
 }
 
+// Adopt takes a child of this process that another way of making processes left behind, so that it can be waited
+// for. Nobody else may wait for it.
+func Adopt(pid int) (*Process, error) {
+	p := &Process{}
+	if err := p.adopt(pid); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
 // reap waits for the child and frees its pid. It blocks until the child has ended, in a thread: callers
 // wait by pidfd first where that may be long.
 func (c *child) reap() (WaitStatus, error) {

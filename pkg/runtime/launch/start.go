@@ -224,7 +224,7 @@ func (p *Process) follow() (gated bool, err error) {
 func (p *Process) adopt(pid int) error {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
-		return fmt.Errorf("open the pidfd of nested process %d: %w", pid, err)
+		return fmt.Errorf("open the pidfd of process %d: %w", pid, err)
 	}
 	p.Pid, p.self = pid, register(pid)
 	p.setPidfd(fd)
