@@ -3,7 +3,9 @@ package runtime
 import (
 	"fmt"
 	"path"
+	"slices"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -122,6 +124,7 @@ func (c *compiler) planHierarchy(o *Options, b *build, h hierarchy, dest string,
 		plan.kind, plan.fstype, plan.source = mountFS, "cgroup", "cgroup"
 		if h.v2 {
 			plan.fstype = "cgroup2"
+			plan.over = slices.ContainsFunc(b.mounts, func(m mountPlan) bool { return m.kind == mountTree && strings.HasPrefix(dest+"/", m.dest+"/") })
 		} else {
 			plan.opts.data = strings.Split(h.data, ",")
 		}
@@ -148,6 +151,28 @@ func (c *compiler) planHierarchy(o *Options, b *build, h hierarchy, dest string,
 	plan.tree = c.files.add(tree, true)
 	b.mounts = append(b.mounts, plan)
 	return nil
+}
+
+// compileOver makes a filesystem without options of its own and moves it to where dst is open.
+func (c *compiler) compileOver(m *mountPlan) {
+	var attrs uint64
+	for _, f := range flagOptions {
+		if !f.clear && f.ms != 0 && m.opts.flags&f.ms != 0 {
+			attrs |= f.attr
+		}
+	}
+	explain := func(e syscall.Errno) error { return mountError(m, e) }
+	c.p.Call(unix.SYS_FSOPEN, c.p.Str(m.fstype), num(unix.FSOPEN_CLOEXEC)).Save(c.aux)
+	c.hint(explain)
+	c.p.Call(unix.SYS_FSCONFIG, c.aux.Val(), num(unix.FSCONFIG_CMD_CREATE), nilp, nilp, num(0))
+	c.hint(explain)
+	tree := c.p.Slot("over")
+	c.p.Call(unix.SYS_FSMOUNT, c.aux.Val(), num(unix.FSMOUNT_CLOEXEC), num(attrs)).Save(tree)
+	c.hint(explain)
+	c.close(c.aux)
+	c.attach(tree.Val(), c.dst)
+	c.hint(explain)
+	c.close(tree)
 }
 
 // compileLinks adds a link per controller of a v1 hierarchy that has several.

@@ -212,6 +212,11 @@ func (c *compiler) compileFS(root program.Arg, m *mountPlan) {
 		c.close(c.dst)
 		return
 	}
+	if m.over {
+		c.compileOver(m)
+		c.close(c.dst)
+		return
+	}
 	c.p.Call(unix.SYS_FCHDIR, c.dst.Val())
 	c.p.Call(unix.SYS_MOUNT, c.p.Str(m.source), c.p.Str("."), c.p.Str(m.fstype), num(m.mountFlags()), c.data(m))
 	c.hint(func(e syscall.Errno) error { return mountError(m, e) })

@@ -192,6 +192,15 @@ var features = []struct {
 		o.Spec.Process.User = specs.User{UID: 7, GID: 8, AdditionalGids: []uint32{9}}
 		o.StdioOwner = true
 	}},
+	{"rootless-cgroup", func(p *paper, o *Options) {
+		rootlessSpec(p, o)
+		addNS(o.Spec, specs.CgroupNamespace)
+		o.Cgroup = place{p.dir}
+		o.Spec.Mounts = []specs.Mount{
+			{Destination: "/sys", Type: "none", Source: "/sys", Options: []string{"rbind", "ro"}},
+			{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"ro"}},
+		}
+	}},
 	{"rootless-pod", func(p *paper, o *Options) {
 		rootlessSpec(p, o)
 		addNS(o.Spec, specs.NetworkNamespace)

@@ -38,6 +38,7 @@ type mountPlan struct {
 	isDir  bool   // of mountTree
 	late   bool   // read-only only when everything below is mounted
 	anew   bool   // of mountTree: cloned when it is its turn, which is the order that /proc/self/mountinfo shows
+	over   bool   // of mountFS: the same filesystem may be mounted there already, which mount(2) refuses
 }
 
 // localTypes are the filesystems whose contents depend on the namespaces of whoever mounts them, and
