@@ -244,6 +244,9 @@ func TestGate(t *testing.T) {
 	if err := c.Signal(ctx, "c3", 9, false); err != nil {
 		t.Fatal(err)
 	}
+	if st := waitExit(t, c, "c3"); !st.Gated || st.Signal != 9 {
+		t.Errorf("its end is told as %+v", st)
+	}
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
 		states, err := c.States(ctx)
 		if err != nil {

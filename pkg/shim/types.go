@@ -108,8 +108,10 @@ type EventType uint8
 
 // The types of events.
 const (
-	EventExit EventType = iota + 1 // a container or the holder has ended, and its record is written
-	EventOOM                       // the kernel killed a process of a container that goes on
+	// A container or the holder has ended, and its record is written. One that ended at its gate (Gated) has no
+	// record and is forgotten.
+	EventExit EventType = iota + 1
+	EventOOM            // the kernel killed a process of a container that goes on
 )
 
 // Event is something that happened in the pod without being asked for.

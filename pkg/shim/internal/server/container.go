@@ -223,10 +223,12 @@ func (s *server) watch(c *container) {
 	s.mu.Lock()
 	gated := c.state.Gated
 	if gated {
-		delete(s.containers, c.id) // it never ran: who opens its gate is told, or nobody wanted it
+		delete(s.containers, c.id) // it never ran, and is nothing to keep
 	}
 	s.mu.Unlock()
 	if gated {
+		st := s.exitState(c, ws, err, finished, c.oom.kills())
+		s.broadcast(&wire.Frame{Kind: wire.Event, Op: wire.EventExit, Body: wire.Marshal(&st)}) // who killed it waits for its end
 		c.release()
 		c.proc.Close()
 		s.ended()
