@@ -149,6 +149,8 @@ func (t *translation) appArmor() (string, error) {
 		return p.ref, nil
 	case t.sc.GetPrivileged():
 		return "", nil
+	case p.set && t.Defaults.AppArmor == "" && t.Defaults.NoAppArmor != "":
+		return "", errs.New(errs.Invalid, "apparmor: profile RuntimeDefault was asked for, and the node has none: %s", t.Defaults.NoAppArmor)
 	}
 	return t.Defaults.AppArmor, nil
 }

@@ -169,7 +169,11 @@ func TestConfinementRefused(t *testing.T) {
 		"apparmor: absent, old":      {armor(false, nil, "localhost/p"), errs.Invalid, []string{"apparmor", "not enabled"}},
 		"apparmor: not loaded":       {armor(true, local("p"), ""), errs.NotFound, []string{"apparmor.localhost_ref", `"p"`}},
 		"apparmor: old, not loaded":  {armor(true, nil, "localhost/p"), errs.NotFound, []string{`"p"`}},
-		"apparmor: old nonsense":     {armor(true, nil, "p"), errs.Invalid, []string{`"p"`}},
+		"apparmor: no default": {func(in *ContainerInput) {
+			armor(true, &cri.SecurityProfile{}, "")(in)
+			in.Defaults.NoAppArmor = "no parser"
+		}, errs.Invalid, []string{"apparmor", "RuntimeDefault", "no parser"}},
+		"apparmor: old nonsense": {armor(true, nil, "p"), errs.Invalid, []string{`"p"`}},
 	})
 }
 

@@ -69,6 +69,7 @@ type Defaults struct {
 	MaskedPaths   []string            // see maskedPaths
 	ReadonlyPaths []string            // see maskedPaths
 	AppArmor      string              // profile for RuntimeDefault and for unset; "" is none
+	NoAppArmor    string              // why there is none, where the kernel has AppArmor: RuntimeDefault is refused with it
 	Seccomp       *specs.LinuxSeccomp // replaces the built-in RuntimeDefault profile when not nil
 	SeccompUnset  bool                // a request without a profile gets RuntimeDefault instead of none
 	// PrivilegedWithoutHostDevices keeps the node's devices out of privileged containers.

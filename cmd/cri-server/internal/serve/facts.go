@@ -54,7 +54,7 @@ func info(cfg *config.Config, p *parts) map[string]any {
 		"config": cfg,
 		"host": map[string]any{
 			"go": runtime.Version(), "cgroup": p.cgroups.Mode().String(), "kernelFeatures": features,
-			"swap": p.host.Swap, "apparmor": p.host.AppArmor, "selinux": p.host.SELinux, "recursiveReadOnly": p.host.RRO,
+			"swap": p.host.Swap, "apparmor": p.host.AppArmor, "apparmorDefault": p.appArmor, "apparmorDefaultMissing": p.noAppArmor, "selinux": p.host.SELinux, "recursiveReadOnly": p.host.RRO,
 			"missingCapabilities": missing(p.host),
 		},
 	}

@@ -32,6 +32,9 @@ type parts struct {
 	pods    *sandbox.Manager
 	stats   *collector
 	host    *oci.HostFacts
+	// The AppArmor profile of containers that name none, or why there is none.
+	appArmor, noAppArmor string
+
 	closers []func() error
 }
 
@@ -64,6 +67,9 @@ func open(ctx context.Context, cfg *config.Config, reg prometheus.Registerer) (_
 		return nil, err
 	}
 	sandboxes.OnStep = stepMetrics(reg)
+	d := &sandboxes.Translate.Defaults
+	d.AppArmor, d.NoAppArmor = appArmor(ctx, cfg.Container.AppArmor, p.host)
+	p.appArmor, p.noAppArmor = d.AppArmor, d.NoAppArmor
 	if p.pods, err = sandbox.Open(ctx, sandboxes, p.images, p.nets, p.machine); err != nil {
 		return nil, err
 	}
