@@ -118,6 +118,9 @@ func (m *Manager) Attach(ctx context.Context, pod Pod) (Result, error) {
 		return Result{}, errs.With(errs.Unavailable, err)
 	}
 	a := &attachment{ID: pod.ID, Network: list.Name, Config: list.Bytes, Exec: m.execs(list)}
+	if _, err := runtimeConf(&pod, ""); err != nil { // before anything is recorded that would have to be undone
+		return Result{}, err
+	}
 	if err := m.record(a); err != nil {
 		return Result{}, err
 	}
@@ -246,8 +249,8 @@ func (m *Manager) Detach(ctx context.Context, pod Pod) error {
 // delete has the plugins undo their work (CNI DEL).
 func (m *Manager) delete(ctx context.Context, pod Pod, a *attachment, list *libcni.NetworkConfigList) error {
 	rt, err := runtimeConf(&pod, m.livePath(pod, a.Exec))
-	if err != nil { // hostile annotations never got past Attach; without them the rest is still undone
-		rt = &libcni.RuntimeConf{ContainerID: pod.ID, IfName: IfName, Args: cniArgs(&pod)}
+	if err != nil { // hostile names and annotations never got past Attach; without them the rest is still undone
+		rt = &libcni.RuntimeConf{ContainerID: pod.ID, IfName: IfName, Args: [][2]string{{"K8S_POD_INFRA_CONTAINER_ID", pod.ID}}}
 	}
 	if _, cached, cerr := m.cni.GetNetworkListCachedConfig(list, rt); cerr == nil && cached != nil {
 		cached.NetNS = rt.NetNS

@@ -63,6 +63,10 @@ func parseProfile(field string, p *cri.SecurityProfile, deprecated string) (prof
 	case isLocal && name != "":
 		return profile{set: true, kind: cri.SecurityProfile_Localhost, ref: name}, nil
 	}
+	field += "_profile" // what the string's own field is called
+	if strings.HasSuffix(field, "seccomp_profile") {
+		field += "_path"
+	}
 	return profile{}, errs.New(errs.Invalid, "%s: %q; runtime/default, unconfined or localhost/<profile>", field, deprecated)
 }
 

@@ -47,17 +47,40 @@ func validateNames(pod *cri.PodSandboxConfig) error {
 	md := pod.GetMetadata()
 	for field, name := range map[string]string{"name": md.GetName(), "namespace": md.GetNamespace(), "uid": md.GetUid()} {
 		if strings.ContainsFunc(name, unicode.IsControl) {
-			return errs.New(errs.Invalid, "config.metadata.%s: %q has control characters in it", field, name)
+			return errs.New(errs.Invalid, "config.metadata.%s: %.200q has control characters in it", field, name)
+		}
+		if len(name) > maxName {
+			return errs.New(errs.Invalid, "config.metadata.%s: %.200q has %d bytes; at most %d", field, name, len(name), maxName)
+		}
+		own := pod.GetLinux().GetSecurityContext().GetNamespaceOptions().GetNetwork() != cri.NamespaceMode_NODE
+		if own && strings.ContainsAny(name, ";=") {
+			return errs.New(errs.Invalid, "config.metadata.%s: %q has a \";\" or \"=\" in it, and cannot be told to CNI plugins", field, name)
 		}
 	}
 	return checkText("log_directory", pod.GetLogDirectory())
 }
 
+// maxName is well above what Kubernetes takes for a name, a namespace or a uid, and below what a directory entry, an
+// environment or a log line could not hold.
+const maxName = 1024
+
+// The longest path of cgroup_parent, and the longest part of it: below it there are the hierarchy's mount point above and
+// the pod's and containers' groups below, and the kernel takes 4096 in all.
+const maxCgroupPath, maxCgroupName = 2048, 255
+
 func validateCgroup(pod *cri.PodSandboxConfig) error {
 	l := pod.GetLinux()
 	parent := l.GetCgroupParent()
 	if slices.Contains(strings.Split(parent, "/"), "..") || strings.ContainsFunc(parent, func(r rune) bool { return r < ' ' }) {
-		return errs.New(errs.Invalid, "linux.cgroup_parent: %q is no cgroup path", parent)
+		return errs.New(errs.Invalid, "linux.cgroup_parent: %.200q is no cgroup path", parent)
+	}
+	for part := range strings.SplitSeq(parent, "/") {
+		if len(parent) > maxCgroupPath || len(part) > maxCgroupName {
+			return errs.New(errs.Invalid, "linux.cgroup_parent: %.200q is too long; at most %d bytes, %d between two slashes", parent, maxCgroupPath, maxCgroupName)
+		}
+		if strings.HasPrefix(part, "cgroup.") {
+			return errs.New(errs.Invalid, "linux.cgroup_parent: %.200q has a part %q, as the kernel's own files are called", parent, part)
+		}
 	}
 	if err := checkLimits(l.GetResources()); err != nil {
 		return errs.New(errs.Invalid, "linux.%w", err)

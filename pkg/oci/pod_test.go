@@ -88,12 +88,17 @@ func TestPodsRefused(t *testing.T) {
 		"host port twice": {func(p *cri.PodSandboxConfig) {
 			p.PortMappings = []*cri.PortMapping{{HostPort: 80, ContainerPort: 1}, {HostPort: 80, ContainerPort: 1, Protocol: cri.Protocol_UDP}, {HostPort: 80, ContainerPort: 2}}
 		}, "port_mappings[2].host_port: 80 is taken by port_mappings[0]"},
-		"name with a line":   {func(p *cri.PodSandboxConfig) { p.Metadata.Name = "a\nb" }, `metadata.name: "a\nb"`},
-		"uid with a NUL":     {func(p *cri.PodSandboxConfig) { p.Metadata.Uid = "a\x00b" }, "metadata.uid"},
-		"cgroup climbs":      {func(p *cri.PodSandboxConfig) { p.Linux.CgroupParent = "/kubepods/../../x" }, "cgroup_parent"},
-		"cgroup with a line": {func(p *cri.PodSandboxConfig) { p.Linux.CgroupParent = "/a\nb" }, "cgroup_parent"},
-		"limits":             {func(p *cri.PodSandboxConfig) { p.Linux.Resources = &cri.LinuxContainerResources{CpuShares: -1} }, "linux.resources.cpu_shares"},
-		"overhead":           {func(p *cri.PodSandboxConfig) { p.Linux.Overhead = &cri.LinuxContainerResources{CpuPeriod: 1} }, "linux.overhead"},
+		"name with a line":       {func(p *cri.PodSandboxConfig) { p.Metadata.Name = "a\nb" }, `metadata.name: "a\nb"`},
+		"uid with a NUL":         {func(p *cri.PodSandboxConfig) { p.Metadata.Uid = "a\x00b" }, "metadata.uid"},
+		"name of a CNI argument": {func(p *cri.PodSandboxConfig) { p.Metadata.Name = "a;b=c" }, `metadata.name: "a;b=c"`},
+		"namespace too long":     {func(p *cri.PodSandboxConfig) { p.Metadata.Namespace = strings.Repeat("a", 1025) }, "metadata.namespace"},
+		"cgroup too long":        {func(p *cri.PodSandboxConfig) { p.Linux.CgroupParent = strings.Repeat("/a", 1025) }, "cgroup_parent"},
+		"cgroup of a long part":  {func(p *cri.PodSandboxConfig) { p.Linux.CgroupParent = "/x/" + strings.Repeat("a", 256) }, "cgroup_parent"},
+		"cgroup of a file":       {func(p *cri.PodSandboxConfig) { p.Linux.CgroupParent = "/cgroup.procs" }, "cgroup_parent"},
+		"cgroup climbs":          {func(p *cri.PodSandboxConfig) { p.Linux.CgroupParent = "/kubepods/../../x" }, "cgroup_parent"},
+		"cgroup with a line":     {func(p *cri.PodSandboxConfig) { p.Linux.CgroupParent = "/a\nb" }, "cgroup_parent"},
+		"limits":                 {func(p *cri.PodSandboxConfig) { p.Linux.Resources = &cri.LinuxContainerResources{CpuShares: -1} }, "linux.resources.cpu_shares"},
+		"overhead":               {func(p *cri.PodSandboxConfig) { p.Linux.Overhead = &cri.LinuxContainerResources{CpuPeriod: 1} }, "linux.overhead"},
 		"group without user": {func(p *cri.PodSandboxConfig) {
 			p.Linux.SecurityContext.RunAsGroup = &cri.Int64Value{Value: 1}
 		}, "run_as_group"},

@@ -42,11 +42,13 @@ func (t *translation) args() ([]string, error) {
 			args = t.Image.Cmd
 		}
 	}
-	all := slices.Concat(command, args)
-	if err := checkArgs("command", all); err != nil {
+	if len(command) == 0 && len(args) > 0 {
+		return slices.Clone(args), checkArgs("args", args)
+	}
+	if err := checkArgs("command", command); err != nil {
 		return nil, err
 	}
-	return all, nil
+	return slices.Concat(command, args), checkTexts("args", args)
 }
 
 func checkArgs(field string, args []string) error {
@@ -56,8 +58,12 @@ func checkArgs(field string, args []string) error {
 	if args[0] == "" {
 		return errs.New(errs.Invalid, "%s: the program's name is empty in %q", field, args)
 	}
-	for i, a := range args {
-		if err := checkText(indexed(field, i), a); err != nil {
+	return checkTexts(field, args)
+}
+
+func checkTexts(field string, list []string) error {
+	for i, s := range list {
+		if err := checkText(indexed(field, i), s); err != nil {
 			return err
 		}
 	}

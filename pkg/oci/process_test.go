@@ -74,8 +74,8 @@ func TestProcessRefused(t *testing.T) {
 	checkRefusals(t, map[string]refusal{
 		"nothing to run":       {func(in *ContainerInput) { in.Image = &ocispec.ImageConfig{} }, errs.Invalid, []string{"command", "the image names none"}},
 		"empty program":        {func(in *ContainerInput) { in.Config.Command = []string{"", "x"} }, errs.Invalid, []string{"command"}},
-		"NUL in an argument":   {func(in *ContainerInput) { in.Config.Args = []string{"a\x00b"} }, errs.Invalid, []string{"command[1]", "NUL"}},
-		"giant argument":       {func(in *ContainerInput) { in.Config.Args = []string{strings.Repeat("x", maxText+1)} }, errs.Invalid, []string{"command[1]"}},
+		"NUL in an argument":   {func(in *ContainerInput) { in.Config.Args = []string{"a\x00b"} }, errs.Invalid, []string{"args[0]", "NUL"}},
+		"giant argument":       {func(in *ContainerInput) { in.Config.Args = []string{strings.Repeat("x", maxText+1)} }, errs.Invalid, []string{"args[0]"}},
 		"env without key":      {func(in *ContainerInput) { in.Config.Envs = []*cri.KeyValue{{Value: []byte("x")}} }, errs.Invalid, []string{"envs[0].key"}},
 		"env key with =":       {func(in *ContainerInput) { in.Config.Envs = []*cri.KeyValue{{Key: "a=b"}} }, errs.Invalid, []string{"envs[0].key", "a=b"}},
 		"NUL in an env value":  {func(in *ContainerInput) { in.Config.Envs = []*cri.KeyValue{{Key: "a", Value: []byte{0}}} }, errs.Invalid, []string{"envs[0]", "NUL"}},

@@ -98,6 +98,9 @@ func memory(in *cri.LinuxContainerResources, host *HostFacts) *specs.LinuxMemory
 
 func ptr[T any](v T) *T { return &v }
 
+// maxQuota is the kernel's max_cfs_runtime, in microseconds: 203 days.
+const maxQuota = 1<<44 - 1
+
 func checkLimits(in *cri.LinuxContainerResources) error {
 	limit, swap := in.GetMemoryLimitInBytes(), in.GetMemorySwapLimitInBytes()
 	for _, l := range []struct {
@@ -105,8 +108,8 @@ func checkLimits(in *cri.LinuxContainerResources) error {
 		v        int64
 		min, max int64
 	}{
-		{"cpu_shares", in.GetCpuShares(), 0, math.MaxInt64},
-		{"cpu_quota", in.GetCpuQuota(), -1, math.MaxInt64},
+		{"cpu_shares", in.GetCpuShares(), 0, 262144},
+		{"cpu_quota", in.GetCpuQuota(), -1, maxQuota},
 		{"cpu_period", in.GetCpuPeriod(), 0, 1_000_000},
 		{"memory_limit_in_bytes", limit, -1, math.MaxInt64},
 		{"memory_swap_limit_in_bytes", swap, -1, math.MaxInt64},
@@ -114,6 +117,9 @@ func checkLimits(in *cri.LinuxContainerResources) error {
 		if l.v < l.min || l.v > l.max {
 			return errs.New(errs.Invalid, "resources.%s: %d is out of range", l.field, l.v)
 		}
+	}
+	if in.GetCpuShares() == 1 { // cgroup v1 would take 2 for it, and not say so
+		return errs.New(errs.Invalid, "resources.cpu_shares: 1; from 2 to 262144, or 0 for the default")
 	}
 	if p := in.GetCpuPeriod(); p != 0 && p < 1000 {
 		return errs.New(errs.Invalid, "resources.cpu_period: %d; from 1000 to 1000000 microseconds", p)

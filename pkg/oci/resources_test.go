@@ -50,6 +50,9 @@ func TestResourcesRefused(t *testing.T) {
 	}
 	for text, in := range map[string]*cri.LinuxContainerResources{
 		"cpu_shares: -1":                       {CpuShares: -1},
+		"cpu_shares: 1;":                       {CpuShares: 1},
+		"cpu_shares: 262145":                   {CpuShares: 262145},
+		"cpu_quota: 17592186044416":            {CpuQuota: 1 << 44},
 		"cpu_quota: -2":                        {CpuQuota: -2},
 		"cpu_quota: 999":                       {CpuQuota: 999},
 		"cpu_period: 999":                      {CpuPeriod: 999},

@@ -216,6 +216,33 @@ func TestMaskedOnce(t *testing.T) {
 	}
 }
 
+// TestDeviceUnderAMount: a node of the host's that is mounted where a device is asked for stands for it, and its owner
+// stays; anything else there is refused.
+func TestDeviceUnderAMount(t *testing.T) {
+	testroot.NeedRoot(t)
+	dir := t.TempDir()
+	node := filepath.Join(dir, "node")
+	if err := unix.Mknod(node, unix.S_IFCHR|0o600, int(unix.Mkdev(1, 5))); err != nil {
+		t.Skip("this file system has no device nodes") // as in some user namespaces
+	}
+	uid := uint32(7)
+	s := spec(testroot.Rootfs(t, dir), "stat -c '%t:%T' /dev/zero /dev/mine")
+	s.Mounts = append(s.Mounts, specs.Mount{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"mode=755"}},
+		specs.Mount{Destination: "/dev/zero", Type: "bind", Source: node, Options: []string{"bind"}}, specs.Mount{Destination: "/dev/mine", Type: "bind", Source: node, Options: []string{"bind"}})
+	s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/mine", Type: "c", Major: 1, Minor: 5, UID: &uid}}
+	if r, err := run(t, runtime.Options{Spec: s}); err != nil || r.out != "1:5\n1:5\n" {
+		t.Errorf("got %+v, %v", r, err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(node, &st); err != nil || st.Uid != 0 {
+		t.Errorf("the host's node belongs to %d, %v", st.Uid, err)
+	}
+	s.Mounts[len(s.Mounts)-1].Source = dir
+	if _, err := run(t, runtime.Options{Spec: s}); !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "/dev/mine") {
+		t.Errorf("a directory in a device's place: %v", err)
+	}
+}
+
 // TestTmpfsMode has tmpfs take the mode of what it covers, unless it names one.
 func TestTmpfsMode(t *testing.T) {
 	testroot.NeedRoot(t)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"slices"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -96,13 +97,18 @@ func parseDevice(s *specs.LinuxDevice) (device, error) {
 }
 
 // compileDevices makes the nodes and links. fresh: /dev is a filesystem that the program has just made, so
-// that nothing can be there already.
-func (c *compiler) compileDevices(root program.Arg, list []device, fresh, ptmx bool) {
+// that nothing can be there already but what is mounted there.
+func (c *compiler) compileDevices(root program.Arg, list []device, mounted []string, fresh, ptmx bool) {
 	dev := c.p.Slot("dev")
 	c.p.Subject("open /dev")
 	c.openDir(root, "dev", dev)
 	for i := range list {
-		c.compileDevice(root, dev, &list[i], fresh)
+		d := list[i]
+		over := slices.Contains(mounted, d.dest)
+		if over {
+			d.uid, d.gid = 0, 0 // a node of the host's, whose owner is not ours to change
+		}
+		c.compileDevice(root, dev, &d, fresh && !over)
 	}
 	for _, l := range devLinks {
 		c.p.Subject("link /dev/" + l[1])

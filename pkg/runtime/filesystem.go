@@ -64,7 +64,11 @@ func (c *compiler) dev(spec *specs.Spec, b *build) error {
 	if b.userns || c.confined {
 		list = nil // bind mounts by now
 	}
-	c.compileDevices(num(b.rootfs), list, b.devFresh, true)
+	var mounted []string
+	for i := range b.mounts {
+		mounted = append(mounted, b.mounts[i].dest)
+	}
+	c.compileDevices(num(b.rootfs), list, mounted, b.devFresh, true)
 	return nil
 }
 

@@ -76,7 +76,7 @@ func (p *Prepared) Explain(err error) error {
 		return fmt.Errorf("container %s: %w", p.id, err)
 	}
 	switch op.Errno {
-	case unix.ENOTDIR, unix.EISDIR, unix.ELOOP, unix.ENAMETOOLONG: // a path of the configuration, or of the image
+	case unix.ENOTDIR, unix.EISDIR, unix.ELOOP, unix.ENAMETOOLONG, unix.EEXIST: // a path of the configuration, or of the image
 		if errs.KindOf(err) == errs.Unknown {
 			return errs.With(errs.Invalid, err)
 		}

@@ -154,6 +154,7 @@ func (j *startJob) openLog(context.Context) (err error) {
 
 // openLog opens the log file rel below dir for appending, making it and its directories. made says that the file is new.
 func openLog(dir, rel string) (f *os.File, made bool, err error) {
+	rel = filepath.Clean(rel)
 	d, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, false, fmt.Errorf("open log directory: %w", err)

@@ -2,6 +2,7 @@ package server
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 
 	"google.golang.org/grpc/codes"
@@ -42,9 +43,23 @@ func toStatus(method string, err error) error {
 	case errors.As(err, &own):
 		return own.GRPCStatus().Err()
 	}
-	text := err.Error()
+	text := shorten(err.Error())
 	if method == cri.ImageService_PullImage_FullMethodName && (strings.HasPrefix(text, registryUnavailable) || strings.HasPrefix(text, signatureValidationFailed)) {
 		return status.Error(codes.Unknown, text)
 	}
 	return status.Error(kindCodes[errs.KindOf(err)], text)
+}
+
+// maxText bounds what an error says. It goes into a header, and some clients take no more than 8 KiB of those; what a
+// caller sent can be 16 MiB.
+const maxText = 4 << 10
+
+// shorten takes out the middle of a long text: its beginning says what failed, its end why.
+func shorten(text string) string {
+	if len(text) <= maxText {
+		return text
+	}
+	const head, tail = maxText / 2, maxText / 4
+	left := len(text) - head - tail
+	return strings.ToValidUTF8(text[:head], "") + fmt.Sprintf(" … (%d bytes) … ", left) + strings.ToValidUTF8(text[len(text)-tail:], "")
 }

@@ -567,3 +567,12 @@ func TestGracePeriodIsClamped(t *testing.T) {
 		t.Errorf("timeout overflowed to %v", f.timeout)
 	}
 }
+
+func TestLongErrors(t *testing.T) {
+	c := start(t, &fake{fail: errs.New(errs.Invalid, "hostname: %q is none", strings.Repeat("é", 1<<20))})
+	_, err := c.RunPodSandbox(t.Context(), &cri.RunPodSandboxRequest{Config: &cri.PodSandboxConfig{Metadata: &cri.PodSandboxMetadata{Name: "a"}}})
+	wantCode(t, err, codes.InvalidArgument, "hostname: \"é", "bytes", "is none")
+	if n := len(err.Error()); n > 5000 {
+		t.Errorf("a text of %d bytes", n)
+	}
+}

@@ -131,7 +131,7 @@ func (t *txn) setEither(d dir, list []entry) error {
 			}
 		}
 		if len(refused) == len(list) {
-			return first
+			return errs.New(errs.Invalid, "%w: it is out of range, or more than the group above has", first)
 		}
 		list = refused
 	}
