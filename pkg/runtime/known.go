@@ -9,12 +9,13 @@ func MountOptions() []string {
 	for _, p := range propagations {
 		out = append(out, p.name, "r"+p.name)
 	}
-	for _, list := range [][]flagOption{flagOptions, atimeOptions} {
-		for _, f := range list {
-			if out = append(out, f.name); f.attr != 0 {
-				out = append(out, "r"+f.name)
-			}
+	for _, f := range flagOptions {
+		if out = append(out, f.name); f.attr != 0 {
+			out = append(out, "r"+f.name)
 		}
+	}
+	for _, f := range atimeOptions { // one of them is 0 for the kernel
+		out = append(out, f.name, "r"+f.name)
 	}
 	slices.Sort(out)
 	return slices.Compact(out)

@@ -10,6 +10,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cri-server/cri-server/pkg/errs"
 )
 
 // Unlimited is the limit of what has none.
@@ -118,6 +120,20 @@ func (g *Group) Stats() (*Stats, error) {
 		}
 	}
 	return s, nil
+}
+
+// MemoryStat reads all of the kernel's memory.stat, by its names; nil where there is no memory controller.
+func (g *Group) MemoryStat() (map[string]uint64, error) {
+	d, err := g.controller("memory")
+	if err != nil {
+		if errs.Is(err, errs.Unsupported) {
+			return nil, nil
+		}
+		return nil, err
+	}
+	defer d.close()
+	out := map[string]uint64{}
+	return out, d.pairs("memory.stat", func(k string, v uint64) { out[k] = v })
 }
 
 // read1 reads what a controller on v1 counts.

@@ -274,7 +274,7 @@ func TestEvents(t *testing.T) {
 	if err := json.Unmarshal([]byte(b.ok("events", "--stats", "c1")), &e); err != nil {
 		t.Fatal(err)
 	}
-	if e.Type != "stats" || e.ID != "c1" || e.Data.Memory.Usage.Limit != uint64(limit) || e.Data.Memory.Usage.Usage == 0 || e.Data.Pids.Current == 0 || e.Data.CPU.Usage.Total == 0 {
+	if e.Type != "stats" || e.ID != "c1" || e.Data.Memory.Usage.Limit != uint64(limit) || e.Data.Memory.Usage.Usage == 0 || e.Data.Pids.Current == 0 || len(e.Data.Memory.Raw) < 10 || e.Data.CPU.Usage.Total == 0 {
 		t.Errorf("%+v", e)
 	}
 	cmd := b.cmd("events", "--interval", "50ms", "c1")

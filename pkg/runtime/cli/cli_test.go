@@ -270,7 +270,7 @@ func TestFeatures(t *testing.T) {
 	for _, c := range []struct {
 		list []string
 		want string
-	}{{f.MountOptions, "rro"}, {f.Linux.Namespaces, "user"}, {f.Linux.Capabilities, "CAP_SYS_ADMIN"}, {f.Linux.Seccomp.Actions, "SCMP_ACT_NOTIFY"},
+	}{{f.MountOptions, "rrelatime"}, {f.Linux.Namespaces, "user"}, {f.Linux.Capabilities, "CAP_SYS_ADMIN"}, {f.Linux.Seccomp.Actions, "SCMP_ACT_NOTIFY"},
 		{f.Linux.Seccomp.Operators, "SCMP_CMP_MASKED_EQ"}, {f.Linux.Seccomp.Archs, "SCMP_ARCH_X86_64"}} {
 		if !slices.Contains(c.list, c.want) {
 			t.Errorf("%v does not have %s", c.list, c.want)

@@ -113,9 +113,7 @@ func convert(s *cgroup.Stats) *stats {
 		Usage:  memoryEntry{m.Limit, m.Usage, m.Peak, m.Failures},
 		Swap:   memoryEntry{Limit: m.SwapLimit, Usage: m.SwapUsage},
 		Kernel: memoryEntry{Limit: cgroup.Unlimited, Usage: m.Kernel},
-		Raw: map[string]uint64{"rss": m.RSS, "mapped_file": m.Mapped, "inactive_file": m.InactiveFile, "active_file": m.ActiveFile,
-			"pgfault": m.Faults, "pgmajfault": m.MajorFaults},
-		PSI: pressure(m.Pressure),
+		PSI:    pressure(m.Pressure),
 	}
 	if out.Pids.Current = s.Pids.Current; s.Pids.Limit != cgroup.Unlimited {
 		out.Pids.Limit = s.Pids.Limit
@@ -161,7 +159,14 @@ func (c *container) printStats(g *cgroup.Group) error {
 	if err != nil {
 		return err
 	}
-	return json.NewEncoder(os.Stdout).Encode(event{"stats", c.ID, convert(s)})
+	out := convert(s)
+	if out.Memory.Raw, err = g.MemoryStat(); err != nil {
+		return err
+	}
+	if g.Mode() != cgroup.V2 { // v1 counts memory and swap together
+		out.Memory.Swap.Usage += out.Memory.Usage.Usage
+	}
+	return json.NewEncoder(os.Stdout).Encode(event{"stats", c.ID, out})
 }
 
 // follow prints statistics at intervals, and OOM kills as they happen, until the container has ended.

@@ -39,6 +39,8 @@ func known() *features.Features {
 			MountExtensions: &features.MountExtensions{IDMap: &features.IDMap{Enabled: &yes}},
 			NetDevices:      &features.NetDevices{Enabled: &yes},
 		},
+		PotentiallyUnsafeConfigAnnotations: []string{"org.systemd.property."},
+
 		Annotations: map[string]string{"org.opencontainers.runc.checkpoint.enabled": "true"},
 	}
 	f.Linux.MemoryPolicy = &features.MemoryPolicy{}
