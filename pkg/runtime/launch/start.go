@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cri-server/cri-server/pkg/errs"
 	"github.com/cri-server/cri-server/pkg/sys"
 )
 
@@ -52,9 +53,18 @@ func start(req *Request, files []*os.File, stdio [3]*os.File, fifos *fifos) (*Pr
 	defer spawn.RUnlock()
 	pid, err := s.fork(attr)
 	if err != nil {
-		return nil, fmt.Errorf("start program: fork and exec: %w", err)
+		return nil, forkError(err)
 	}
 	return s.run(pid)
+}
+
+// forkError tells what the machine, or the limits of the cgroup that the program is born into, had no room for: the
+// argument of a program is one word, so that E2BIG says that the kernel got no memory to put it into.
+func forkError(err error) error {
+	if errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ENOMEM) {
+		return errs.New(errs.Exhausted, "start program: fork and exec: there is no memory for it: %w", err)
+	}
+	return fmt.Errorf("start program: fork and exec: %w", err)
 }
 
 // run follows the new process until Start may return.

@@ -157,16 +157,17 @@ func (k *conn) settle(ctx context.Context, id, what string, pid int, g *cgroup.G
 	return errors.Join(err, k.c.Signal(context.WithoutCancel(ctx), id, int(syscall.SIGKILL), false))
 }
 
-// outOfMemory says of a container that could not be launched that the kernel killed it for its memory, if it did.
+// outOfMemory says of a container that could not be launched that the kernel killed it for its memory, or had none
+// for it to begin with, if so it was.
 func outOfMemory(g *cgroup.Group, spec *specs.Spec, err error) error {
-	if n, oerr := g.OOMKills(); oerr != nil || n == 0 {
+	if n, oerr := g.OOMKills(); !errs.Is(err, errs.Exhausted) && (oerr != nil || n == 0) {
 		return err
 	}
 	limit := "that of a cgroup above"
 	if l := spec.Linux; l != nil && l.Resources != nil && l.Resources.Memory != nil && l.Resources.Memory.Limit != nil {
 		limit = strconv.FormatInt(*l.Resources.Memory.Limit, 10)
 	}
-	return errs.New(errs.Exhausted, "memory limit (%s): it is too small for a process to begin in, and the kernel killed this one. Raise it: %w", limit, err)
+	return errs.New(errs.Exhausted, "memory limit (%s): it is too small for a process to begin in. Raise it: %w", limit, err)
 }
 
 // mounts adds the pod's /dev/shm, which only the shim's mount namespace has, to the trees that come by descriptor.
