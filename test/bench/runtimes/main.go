@@ -125,7 +125,14 @@ func settle() error {
 	if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
 		return os.NewSyscallError("mount", err)
 	}
-	if err := unix.Unmount("/sys/fs/cgroup/unified", 0); err != nil && err != unix.EINVAL && err != unix.ENOENT {
+	const unified = "/sys/fs/cgroup/unified"
+	switch err := unix.Unmount(unified, 0); err {
+	case nil: // some make directories there whatever it is: not in the host's
+		if err := unix.Mount("tmpfs", unified, "tmpfs", 0, "size=1m,mode=755"); err != nil {
+			return os.NewSyscallError("mount", err)
+		}
+	case unix.EINVAL, unix.ENOENT:
+	default:
 		return os.NewSyscallError("umount", err)
 	}
 	return os.NewSyscallError("prctl", unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
