@@ -410,7 +410,7 @@ func (h *host) fake(add, del string) {
 
 // A plugin of the list fails in every way: the pod's attachment fails, nothing is left, and others go on.
 func TestHostilePlugin(t *testing.T) {
-	h := newHost(t, func(c *Config) { c.PluginTimeout = time.Second })
+	h := newHost(t, func(c *Config) { c.PluginTimeout = 5 * time.Second })
 	h.conf("1.conflist", strings.NewReplacer("BRIDGE", "hostile0", "DIR", h.dir).Replace(hostileList))
 	t.Cleanup(func() { exec.Command("ip", "link", "del", "hostile0").Run() })
 	passOn := `sed -n 's/.*"prevResult":\(.*\),"type.*/\1/p'`
@@ -440,7 +440,7 @@ func TestHostilePlugin(t *testing.T) {
 
 // DEL is asked again until it works: with the namespace's own name while that lives, and without one after.
 func TestDelIsRetried(t *testing.T) {
-	h := newHost(t, func(c *Config) { c.PluginTimeout = time.Second })
+	h := newHost(t, func(c *Config) { c.PluginTimeout = time.Minute })
 	h.conf("1.conflist", strings.NewReplacer("BRIDGE", "hostile0", "DIR", h.dir).Replace(hostileList))
 	t.Cleanup(func() { exec.Command("ip", "link", "del", "hostile0").Run() })
 	h.fake(`sed -n 's/.*"prevResult":\(.*\),"type.*/\1/p'`, "exit 1")
