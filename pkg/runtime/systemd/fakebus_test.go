@@ -49,6 +49,13 @@ func newFakeBus(t *testing.T, direct bool) *fakeBus {
 	return b
 }
 
+// behave changes how it answers from now on.
+func (b *fakeBus) behave(change func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	change()
+}
+
 // dial connects to it.
 func (b *fakeBus) dial() *Conn {
 	b.t.Helper()
@@ -162,6 +169,7 @@ func (b *fakeBus) answer(c net.Conn, m *message) {
 		failure, b.fail[m.member] = list[0], list[1:]
 	}
 	b.jobs++
+	number := uint32(b.jobs)
 	job := managerPath + "/job/" + strconv.Itoa(b.jobs)
 	b.mu.Unlock()
 	switch {
@@ -169,7 +177,7 @@ func (b *fakeBus) answer(c net.Conn, m *message) {
 	case failure != "":
 		b.send(c, &message{kind: typeError, reply: m.serial, errorName: managerName + "." + failure, sig: "s", body: []any{failure + "!"}})
 	case m.member == "StartTransientUnit" || m.member == "StopUnit":
-		ended := func() { b.signal(c, "JobRemoved", "uoss", uint32(b.jobs), job, m.text(0), result) }
+		ended := func() { b.signal(c, "JobRemoved", "uoss", number, job, m.text(0), result) }
 		b.signal(c, "JobRemoved", "uoss", uint32(0), managerPath+"/job/0", "other.scope", "failed") // somebody else's
 		if early {
 			ended()

@@ -18,7 +18,7 @@ func TestStartScope(t *testing.T) {
 	for _, direct := range []bool{true, false} {
 		for _, early := range []bool{true, false} {
 			b := newFakeBus(t, direct)
-			b.early = early
+			b.behave(func() { b.early = early })
 			c := b.dial()
 			if v, err := c.Version(t.Context()); v != 252 || err != nil {
 				t.Errorf("version %d, %v", v, err)
@@ -55,9 +55,9 @@ func TestStartScopeFailures(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newFakeBus(t, true)
-			b.fail["StartTransientUnit"] = x.fail
+			b.behave(func() { b.fail["StartTransientUnit"] = x.fail })
 			if x.result != "" {
-				b.result = x.result
+				b.behave(func() { b.result = x.result })
 			}
 			err := b.dial().StartScope(t.Context(), unit, "what", 77, nil)
 			switch {
@@ -75,7 +75,7 @@ func TestStartScopeFailures(t *testing.T) {
 
 func TestSilence(t *testing.T) {
 	b := newFakeBus(t, true)
-	b.silent = true
+	b.behave(func() { b.silent = true })
 	c := b.dial()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -87,11 +87,11 @@ func TestSilence(t *testing.T) {
 func TestStop(t *testing.T) {
 	b := newFakeBus(t, false)
 	c := b.dial()
-	b.fail["ResetFailedUnit"] = []string{"NoSuchUnit"}
+	b.behave(func() { b.fail["ResetFailedUnit"] = []string{"NoSuchUnit"} })
 	if err := c.Stop(t.Context(), unit.Name); err != nil {
 		t.Error(err)
 	}
-	b.fail["StopUnit"] = []string{"NoSuchUnit", "Bad"}
+	b.behave(func() { b.fail["StopUnit"] = []string{"NoSuchUnit", "Bad"} })
 	if err := c.Stop(t.Context(), unit.Name); err != nil {
 		t.Errorf("a unit that systemd does not know: %v", err)
 	}
@@ -113,7 +113,7 @@ func TestSetProperties(t *testing.T) {
 	if got := b.props("SetUnitProperties"); !reflect.DeepEqual(got, map[string]Value{"TasksMax": {"t", uint64(5)}}) {
 		t.Errorf("properties %v", got)
 	}
-	b.fail["SetUnitProperties"] = []string{"NoSuchUnit"}
+	b.behave(func() { b.fail["SetUnitProperties"] = []string{"NoSuchUnit"} })
 	if err := c.SetProperties(t.Context(), unit.Name, props); !errs.Is(err, errs.NotFound) {
 		t.Errorf("error %v", err)
 	}
