@@ -117,8 +117,8 @@ func userNamespace(t *testing.T, pid cri.NamespaceMode) {
 	config.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &cri.UserNamespace{Mode: cri.NamespaceMode_POD, Uids: maps, Gids: maps}
 	config.Linux.Sysctls = map[string]string{"net.ipv4.ip_forward": "1"}
 	pod := r.runPod(config)
-	id := r.container(pod, "c", "touch /made; exec sleep 1000")
-	if got := r.exec(id, "id -u; stat -c %u /bin/busybox /made; cat /proc/sys/net/ipv4/ip_forward; ls /sys/fs/cgroup | grep -q . && echo cgroups"); got != "0\n0\n0\n1\ncgroups" {
+	id := r.container(pod, "c", "exec sleep 1000")
+	if got := r.exec(id, "touch /made; id -u; stat -c %u /bin/busybox /made; cat /proc/sys/net/ipv4/ip_forward; ls /sys/fs/cgroup | grep -q . && echo cgroups"); got != "0\n0\n0\n1\ncgroups" {
 		t.Errorf("inside: %q", got)
 	}
 	c, _ := r.mgr.Container(id)
