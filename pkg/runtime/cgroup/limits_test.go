@@ -311,6 +311,13 @@ func TestUnified(t *testing.T) {
 			t.Errorf("key %q: %v (%v), want %v", key, err, errs.KindOf(err), kind)
 		}
 	}
+	for no, kind := range map[unix.Errno]errs.Kind{unix.EINVAL: errs.Invalid, unix.ERANGE: errs.Invalid, unix.ENODEV: errs.Invalid, unix.EIO: errs.KindOf(unix.EIO)} {
+		f.fail["write unified/a/memory.high"] = no
+		err := g.Update(&specs.LinuxResources{Unified: map[string]string{"memory.high": "~"}})
+		if errs.KindOf(err) != kind || !strings.Contains(err.Error(), "memory.high") {
+			t.Errorf("a value that the kernel answers with %v: %v (%v), want %v", no, err, errs.KindOf(err), kind)
+		}
+	}
 	for _, m := range []Mode{V1, Hybrid} {
 		if err := newFake(t, m).group("/a").Apply(&specs.LinuxResources{Unified: map[string]string{"memory.max": "1"}}); !errs.Is(err, errs.Unsupported) {
 			t.Errorf("on %v: %v", m, err)

@@ -1,6 +1,7 @@
 package cgroup
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -8,6 +9,7 @@ import (
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/cri-server/cri-server/pkg/errs"
 )
@@ -124,11 +126,21 @@ func setUnified(t *txn, res *specs.LinuxResources) error {
 				continue
 			}
 			if err := t.setUnified(d, key, line); err != nil {
-				return fmt.Errorf("unified resource %s: %w", key, err)
+				return refusedValue(key, line, err)
 			}
 		}
 	}
 	return nil
+}
+
+// refusedValue says of a unified resource that could not be set whether its value is what the kernel did not take.
+func refusedValue(key, line string, err error) error {
+	for _, no := range []unix.Errno{unix.EINVAL, unix.ERANGE, unix.EDOM, unix.EOVERFLOW, unix.ENODEV} {
+		if errors.Is(err, no) {
+			return errs.New(errs.Invalid, "unified resource %s %q: the kernel does not take this value: %w", key, line, err)
+		}
+	}
+	return fmt.Errorf("unified resource %s: %w", key, err)
 }
 
 // unified checks a key and opens the group of its controller. Files that move processes, divide the group
