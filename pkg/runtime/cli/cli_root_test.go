@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -163,18 +164,7 @@ func TestCutShort(t *testing.T) {
 	}
 	for _, verb := range []string{"create", "run"} {
 		for _, place := range []string{"runtime/config.json", "runtime/state.json", "runtime/cgroup", "runtime/prepare", "runtime/launch", "runtime/process.json"} {
-			cmd := b.cmd(verb, "--bundle", b.bundle, "c1")
-			cmd.Env = append(cmd.Env, fault.Env+"="+place+"=kill")
-			_ = cmd.Run()
-			if ws := cmd.ProcessState.Sys().(syscall.WaitStatus); ws.Signal() != syscall.SIGKILL {
-				t.Fatalf("%s at %s: %v", verb, place, cmd.ProcessState)
-			}
-			clean(verb + " at " + place)
-			cmd = b.cmd(verb, "--bundle", b.bundle, "c1")
-			cmd.Env = append(cmd.Env, fault.Env+"="+place+"=error")
-			if r := run(t, cmd); r.code != 1 || !strings.Contains(r.err, "injected fault") {
-				t.Errorf("%s with an error at %s: %+v", verb, place, r)
-			}
+			cutAt(t, func() *exec.Cmd { return b.cmd(verb, "--bundle", b.bundle, "c1") }, place, func() { clean(verb + " at " + place) })
 			b.leftovers()
 		}
 	}
@@ -343,5 +333,22 @@ func TestJoin(t *testing.T) {
 	r := b.do("run", "--bundle", b.bundle, "c2")
 	if f := strings.Fields(r.out); r.code != 0 || strings.Join(f, " ") != "0 0 100000 1000 1" {
 		t.Errorf("%+v", r)
+	}
+}
+
+// cutAt kills a command at a fault point, has what that leaves cleaned, and lets the command fail there.
+func cutAt(t *testing.T, cmd func() *exec.Cmd, place string, clean func()) {
+	t.Helper()
+	c := cmd()
+	c.Env = append(c.Env, fault.Env+"="+place+"=kill")
+	_ = c.Run()
+	if ws := c.ProcessState.Sys().(syscall.WaitStatus); ws.Signal() != syscall.SIGKILL {
+		t.Fatalf("%s at %s: %v", c.Args, place, c.ProcessState)
+	}
+	clean()
+	c = cmd()
+	c.Env = append(c.Env, fault.Env+"="+place+"=error")
+	if r := run(t, c); r.code != 1 || !strings.Contains(r.err, "injected fault") {
+		t.Errorf("%s with an error at %s: %+v", c.Args, place, r)
 	}
 }

@@ -16,7 +16,6 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/cri-server/cri-server/internal/testroot"
-	"github.com/cri-server/cri-server/pkg/fault"
 	"github.com/cri-server/cri-server/pkg/runtime/cgroup"
 )
 
@@ -410,18 +409,7 @@ func TestRootlessCutShort(t *testing.T) {
 	}
 	for _, verb := range []string{"create", "run"} {
 		for _, place := range []string{"runtime/config.json", "runtime/state.json", "runtime/prepare", "runtime/launch", "runtime/process.json"} {
-			cmd := b.cmd(verb, "--bundle", b.bundle, "c1")
-			cmd.Env = append(cmd.Env, fault.Env+"="+place+"=kill")
-			_ = cmd.Run()
-			if ws := cmd.ProcessState.Sys().(syscall.WaitStatus); ws.Signal() != syscall.SIGKILL {
-				t.Fatalf("%s at %s: %v", verb, place, cmd.ProcessState)
-			}
-			clean(verb + " at " + place)
-			cmd = b.cmd(verb, "--bundle", b.bundle, "c1")
-			cmd.Env = append(cmd.Env, fault.Env+"="+place+"=error")
-			if r := run(t, cmd); r.code != 1 || !strings.Contains(r.err, "injected fault") {
-				t.Errorf("%s with an error at %s: %+v", verb, place, r)
-			}
+			cutAt(t, func() *exec.Cmd { return b.cmd(verb, "--bundle", b.bundle, "c1") }, place, func() { clean(verb + " at " + place) })
 			b.leftovers()
 			b.noProcesses(verb + " with an error at " + place)
 		}
