@@ -47,9 +47,7 @@ func (c *compiler) exec(o *ExecOptions) error {
 	if err != nil {
 		return err
 	}
-	if err := c.planProcfs(); err != nil {
-		return err
-	}
+	c.procfsFD = c.files.reserve()
 	filter, err := compileFilter(l.Seccomp)
 	if err == nil {
 		err = c.planNotify(filter, false, specs.State{ID: o.ID, Status: specs.StateRunning, Pid: o.Pid, Bundle: o.Bundle, Annotations: o.Spec.Annotations})

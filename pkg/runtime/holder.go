@@ -52,9 +52,7 @@ func (c *compiler) holder(o *HolderOptions) error {
 	if b.tasks, err = c.planCgroupPlace(o.Cgroup); err != nil {
 		return err
 	}
-	if err := c.planProcfs(); err != nil {
-		return err
-	}
+	c.procfsFD = c.files.reserve()
 	c.req.Name = "pause"
 	c.begin(b.tasks)
 	c.joinNamespaces(&b.ns)

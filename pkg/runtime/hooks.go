@@ -25,9 +25,8 @@ import (
 // hooksPlan is what the program's hooks need.
 type hooksPlan struct {
 	container, start []specs.Hook
-	host             bool // hooks run while the host's files are there
-	late             bool // the process is made when it only has to exec
-	procfs           program.Arg
+	host             bool     // hooks run while the host's files are there
+	late             bool     // the process is made when it only has to exec
 	env              []string // of hooks without
 	out              [2]*os.File
 	outFD            [2]program.Arg
@@ -92,7 +91,7 @@ func (c *compiler) planHooks(o *Options, b *build) error {
 	}
 	p := &b.hooks
 	p.container, p.start, p.late = h.CreateContainer, h.StartContainer, b.ns.late()
-	p.procfs, p.env = num(c.procfs), o.Spec.Process.Env
+	p.env = o.Spec.Process.Env
 	p.host = len(h.Prestart)+len(h.CreateRuntime)+len(p.container) > 0  //nolint:staticcheck // prestart is deprecated, and in use
 	c.req.Stop = c.req.Stop || len(h.Prestart)+len(h.CreateRuntime) > 0 //nolint:staticcheck // prestart is deprecated, and in use
 	if p.host && o.Spec.Root == nil {
@@ -183,12 +182,12 @@ func (c *compiler) hookState(o *Options, b *build, status specs.ContainerState) 
 }
 
 // tellPid completes a state with the pid that the launcher knows.
-func (c *compiler) tellPid(s hookState, procfs program.Arg) {
+func (c *compiler) tellPid(s hookState) {
 	if s.tail == "" {
 		return
 	}
 	c.p.Subject("tell hooks the pid")
-	c.readPid(procfs, "self", s, func(*program.Op) {})
+	c.readPid(c.procfs(), "self", s, func(*program.Op) {})
 	c.p.Call(unix.SYS_WRITE, s.fd, c.p.Str(s.tail), num(len(s.tail))).Want(uint64(len(s.tail)), unix.EIO)
 }
 
@@ -227,12 +226,12 @@ func (c *compiler) hooksOutside(b *build) {
 		c.p.Token(num(launch.GateFD))
 	}
 	if len(p.start) > 0 && !p.late {
-		c.tellPid(p.startState, p.procfs)
+		c.tellPid(p.startState)
 	}
 	if len(p.container) == 0 {
 		return
 	}
-	c.tellPid(p.containerState, p.procfs)
+	c.tellPid(p.containerState)
 	c.p.Subject("enter the root filesystem for hooks")
 	c.p.Call(unix.SYS_FCHDIR, num(b.rootfs))
 	for i := range p.container {

@@ -79,7 +79,7 @@ func (c *compiler) confinedOOM(adj *int) {
 	}
 	value := strconv.Itoa(*adj)
 	c.p.Subject("set oom_score_adj to " + value)
-	c.open(num(c.procfs), "self/oom_score_adj", unix.O_WRONLY, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_XDEV).Save(c.dst)
+	c.open(c.procfs(), "self/oom_score_adj", unix.O_WRONLY, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_XDEV).Save(c.dst)
 	c.p.Call(unix.SYS_WRITE, c.dst.Val(), c.p.Str(value), num(len(value))).Accept(unix.EACCES)
 	c.close(c.dst)
 }

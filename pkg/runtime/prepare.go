@@ -12,6 +12,7 @@ import (
 
 	"github.com/cri-server/cri-server/pkg/errs"
 	"github.com/cri-server/cri-server/pkg/runtime/launch"
+	"github.com/cri-server/cri-server/pkg/runtime/program"
 	"github.com/cri-server/cri-server/pkg/runtime/seccomp"
 )
 
@@ -94,9 +95,7 @@ func (c *compiler) plan(o *Options, b *build) error {
 	if err := CheckNetDevices(l); err != nil {
 		return fmt.Errorf("container %s: %w", o.ID, err)
 	}
-	if err := c.planProcfs(); err != nil {
-		return err
-	}
+	c.procfsFD = c.files.reserve()
 	if err := c.planHooks(o, b); err != nil {
 		return err
 	}
@@ -171,13 +170,27 @@ func (c *compiler) planCgroupPlace(g Cgroup) ([]int, error) {
 	return fds, nil
 }
 
-// planProcfs adds the procfs that everything below /proc is written through.
-func (c *compiler) planProcfs() error {
-	f, err := c.host.procfs()
-	if err != nil {
-		return fmt.Errorf("mount a procfs of our own: %w", err)
+// procfs is the descriptor that everything below /proc is written through.
+func (c *compiler) procfs() program.Arg {
+	c.wantsProcfs = true
+	return num(c.procfsFD)
+}
+
+// fillProcfs opens the procfs for a program that writes to it. Few need one, and to give one up waits for all
+// processors. The others have their own image at its number.
+func (c *compiler) fillProcfs() error {
+	if c.procfsFD == 0 {
+		return nil
 	}
-	c.procfs = c.files.add(f, false)
+	at := c.req.Program
+	if c.wantsProcfs {
+		f, err := c.host.procfs()
+		if err != nil {
+			return fmt.Errorf("mount a procfs of our own: %w", err)
+		}
+		at = c.files.keep(f, false)
+	}
+	c.files.child[c.procfsFD-launch.FirstFD] = at
 	return nil
 }
 
@@ -347,7 +360,7 @@ func (c *compiler) clocks(spec *specs.Spec, ns *namespaces) {
 // writeProc adds the write of a file below our own procfs.
 func (c *compiler) writeProc(subject, path, value string) {
 	c.p.Subject(subject)
-	c.open(num(c.procfs), path, unix.O_WRONLY, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_XDEV).Save(c.dst)
+	c.open(c.procfs(), path, unix.O_WRONLY, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_XDEV).Save(c.dst)
 	c.p.Call(unix.SYS_WRITE, c.dst.Val(), c.p.Str(value), num(len(value))).Want(uint64(len(value)), unix.EIO)
 	c.close(c.dst)
 }

@@ -101,6 +101,12 @@ func (f *files) add(file *os.File, ours bool) int {
 	return launch.FirstFD + len(f.child) - 1
 }
 
+// reserve takes a number in the child whose file is not known yet.
+func (f *files) reserve() int {
+	f.child = append(f.child, -1)
+	return launch.FirstFD + len(f.child) - 1
+}
+
 // keep adds a file that the launcher needs and the child does not, and returns its index.
 func (f *files) keep(file *os.File, ours bool) int {
 	f.list = append(f.list, file)
@@ -137,6 +143,9 @@ func (c *compiler) seal(name string) (*Prepared, error) {
 		return nil, fmt.Errorf("prepare %s: %w", c.id, err)
 	}
 	c.req.Program = c.files.keep(sealed, true)
+	if err := c.fillProcfs(); err != nil {
+		return nil, err
+	}
 	c.req.Files = c.files.child
 	return &Prepared{
 		Request: c.req, Files: c.files.list, Warnings: c.warnings,
@@ -154,17 +163,18 @@ type compiler struct {
 	warnings []string
 	hints    map[int]hint
 
-	confined bool           // Options.Confined
-	target   int            // child descriptor of the pidfd that exec joins
-	latePID  bool           // the PID namespace is joined, and entered last
-	contexts []program.Slot // filesystem contexts of its procfs mounts, in their order
-	procfs   int            // child descriptor of a detached procfs, 0 while there is none
-	dst      program.Slot
-	aux      program.Slot
-	mode     program.Slot // of a directory that is mounted on
-	moded    bool         // mode is there
-	buf      program.Buf
-	mounted  map[string]bool // destinations that have been mounted so far
+	confined    bool           // Options.Confined
+	target      int            // child descriptor of the pidfd that exec joins
+	latePID     bool           // the PID namespace is joined, and entered last
+	contexts    []program.Slot // filesystem contexts of its procfs mounts, in their order
+	procfsFD    int            // child descriptor that is kept for a detached procfs, 0: none
+	wantsProcfs bool           // the program writes to it
+	dst         program.Slot
+	aux         program.Slot
+	mode        program.Slot // of a directory that is mounted on
+	moded       bool         // mode is there
+	buf         program.Buf
+	mounted     map[string]bool // destinations that have been mounted so far
 }
 
 func newCompiler(id string, h host) *compiler {

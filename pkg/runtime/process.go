@@ -238,8 +238,8 @@ func (c *compiler) apparmor(what, profile string) {
 		file = "current"
 	}
 	const rules = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_XDEV
-	c.open(num(c.procfs), "self/attr/apparmor/"+file, unix.O_WRONLY, rules).Save(c.dst).Accept(unix.ENOENT).Then(have)
-	c.open(num(c.procfs), "self/attr/"+file, unix.O_WRONLY, rules).Save(c.dst)
+	c.open(c.procfs(), "self/attr/apparmor/"+file, unix.O_WRONLY, rules).Save(c.dst).Accept(unix.ENOENT).Then(have)
+	c.open(c.procfs(), "self/attr/"+file, unix.O_WRONLY, rules).Save(c.dst)
 	c.p.Bind(have)
 	c.p.Call(unix.SYS_WRITE, c.dst.Val(), c.p.Str(value), num(len(value))).Want(uint64(len(value)), unix.EIO)
 	c.close(c.dst)

@@ -97,7 +97,7 @@ func (c *compiler) compileProc(m *mountPlan) {
 	mnt := c.p.Slot("proc")
 	if sys.Has(sys.ProcPidns) {
 		ns := c.p.Slot("pidns")
-		c.open(num(c.procfs), "self/ns/pid_for_children", unix.O_RDONLY, 0).Save(ns)
+		c.open(c.procfs(), "self/ns/pid_for_children", unix.O_RDONLY, 0).Save(ns)
 		c.p.Call(unix.SYS_FSOPEN, c.p.Str("proc"), num(unix.FSOPEN_CLOEXEC)).Save(c.aux)
 		c.p.Call(unix.SYS_FSCONFIG, c.aux.Val(), num(unix.FSCONFIG_SET_FD), c.p.Str("pidns"), nilp, ns.Val())
 		c.close(ns)

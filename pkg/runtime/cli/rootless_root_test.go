@@ -4,10 +4,12 @@ package cli
 
 import (
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -250,29 +252,29 @@ func TestRootlessOOMScore(t *testing.T) {
 
 // TestRootlessCgroupMounts: nothing that a container sees of the host's cgroups can be written to, neither the
 // mount of its own nor what comes with the host's /sys (CVE-2023-25809). The user owns a cgroup, which is what
-// the container's root, who is him, would write to.
+// the container's root, who is him, would write to. Where it has a cgroup of its own, on v2, that one is what it
+// may write to, if it asks for it, and it sees no other.
 func TestRootlessCgroupMounts(t *testing.T) {
 	b := newRootless(t)
 	bound := specs.Mount{Destination: "/sys", Type: "none", Source: "/sys", Options: []string{"rbind", "nosuid", "noexec", "nodev", "ro"}}
 	mount := specs.Mount{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime"}}
 	delegated := b.delegate(t, "rootless-cve")
+	h, err := cgroup.Probe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
 	for name, change := range map[string]func(*specs.Spec){
 		"spec":      nil,
 		"sys alone": func(s *specs.Spec) { s.Mounts = append(but(s.Mounts, "/sys", "/sys/fs/cgroup"), bound) },
 		"writable":  func(s *specs.Spec) { s.Mounts = append(but(s.Mounts, "/sys/fs/cgroup"), mount) },
-		"cgroupns": func(s *specs.Spec) {
+		"writable, cgroupns": func(s *specs.Spec) {
 			s.Mounts = append(but(s.Mounts, "/sys/fs/cgroup"), mount)
 			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})
 		},
-		"no cgroupns": func(s *specs.Spec) {
+		"writable, no cgroupns": func(s *specs.Spec) {
 			s.Mounts = append(but(s.Mounts, "/sys/fs/cgroup"), mount)
-			var list []specs.LinuxNamespace
-			for _, n := range s.Linux.Namespaces {
-				if n.Type != specs.CgroupNamespace {
-					list = append(list, n)
-				}
-			}
-			s.Linux.Namespaces = list
+			s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.CgroupNamespace })
 		},
 	} {
 		b.own(func(s *specs.Spec) {
@@ -280,16 +282,28 @@ func TestRootlessCgroupMounts(t *testing.T) {
 				change(s)
 			}
 			s.Linux.Namespaces = dedupe(s.Linux.Namespaces)
-		}, "sh", "-c", `for f in $(find /sys/fs/cgroup -name cgroup.procs -o -name tasks); do
+		}, "sh", "-c", `grep -qx 0 $(find /sys/fs/cgroup -name cgroup.procs) /dev/null && echo others
+			for f in $(find /sys/fs/cgroup -name cgroup.procs -o -name tasks); do
 			(echo 0 >$f) 2>/dev/null && echo wrote $f; done; mkdir /sys/fs/cgroup/x 2>/dev/null && echo made
 			find /sys/fs/cgroup -type d | while read d; do mkdir $d/y 2>/dev/null && echo made $d/y; done; echo looked`)
-		if r := b.do("run", "--bundle", b.bundle, "c1"); r.code != 0 || r.out != "looked\n" {
+		if r := b.do("--cgroup-manager=disabled", "run", "--bundle", b.bundle, "c1"); r.code != 0 || strings.TrimPrefix(r.out, "others\n") != "looked\n" {
+			t.Errorf("%s, without a cgroup: %+v", name, r)
+		}
+		r := b.do("run", "--bundle", b.bundle, "c1")
+		if own := h.Mode() == cgroup.V2 && strings.HasPrefix(name, "writable"); own && (strings.Contains(r.out, "others") || !strings.HasPrefix(r.out, "wrote")) {
+			t.Errorf("%s: what it sees is not its own: %+v", name, r)
+		} else if !own && strings.TrimPrefix(r.out, "others\n") != "looked\n" {
 			t.Errorf("%s: %+v", name, r)
 		}
 	}
 	for _, dir := range delegated {
-		if st, err := os.Stat(filepath.Join(dir, "y")); err == nil {
-			t.Errorf("left %s", st.Name())
+		if err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() && (d.Name() == "x" || d.Name() == "y") {
+				t.Errorf("left %s", p)
+			}
+			return err
+		}); err != nil {
+			t.Error(err)
 		}
 	}
 }
