@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -367,10 +368,10 @@ func removeState(dir string) error {
 }
 
 // bootID tells this run of the kernel from others.
-func bootID() string {
+var bootID = sync.OnceValue(func() string {
 	b, _ := sys.ReadFile("/proc/sys/kernel/random/boot_id")
 	return strings.TrimSpace(string(b))
-}
+})
 
 // procStat reads a process's start time and whether it has ended.
 func procStat(pid int) (start uint64, zombie bool, err error) {

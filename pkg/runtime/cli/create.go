@@ -112,6 +112,9 @@ func (cr *creation) do() (code int, err error) {
 	if err := cr.read(); err != nil {
 		return 0, err
 	}
+	if cr.stays && !cr.detach {
+		cr.relay = newRelay() // it takes a while, elsewhere
+	}
 	if err := cr.claim(); err != nil {
 		return 0, err
 	}
@@ -142,6 +145,7 @@ func (cr *creation) do() (code int, err error) {
 		_ = cr.proc.Kill(unix.SIGKILL)
 		return 0, err
 	}
+	cr.prep.Close() // while the container runs
 	if cr.detach {
 		return 0, nil
 	}
@@ -423,9 +427,6 @@ func (cr *creation) launch() error {
 		return err
 	}
 	cr.c.Stdio = cr.console.names()
-	if cr.stays && !cr.detach {
-		cr.relay = newRelay()
-	}
 	if cr.stays {
 		cr.proc, err = launch.Start(&cr.prep.Request, cr.prep.Files, cr.console.stdio)
 	} else {

@@ -84,6 +84,9 @@ func (e *execution) do(id string, args []string) (int, error) {
 		return 0, err
 	}
 	defer c.close()
+	if !e.detach {
+		e.relay = newRelay() // it takes a while, elsewhere
+	}
 	switch c.status() {
 	case statusStopped, statusCreating:
 		return 0, errors.New("cannot exec in a stopped container")
@@ -102,9 +105,6 @@ func (e *execution) do(id string, args []string) (int, error) {
 	}
 	if err := checkTerminal(proc.Terminal, e.detach, e.consoleSocket); err != nil {
 		return 0, err
-	}
-	if !e.detach {
-		e.relay = newRelay()
 	}
 	p, con, err := e.start(c, spec, proc)
 	if err != nil {

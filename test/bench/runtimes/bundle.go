@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/cri-server/cri-server/pkg/runtime/cgroup"
 )
@@ -30,9 +31,12 @@ func newBundle(o *options) (b *bundle, err error) {
 	if _, err = b.host.Create(b.cgroup, cgroup.CreateOptions{}); err != nil {
 		return nil, err
 	}
-	// In memory: what a disk's journal does is not the runtimes' doing.
+	// In memory, wherever /run is: what a disk's journal does is not the runtimes' doing.
 	if b.dir, err = os.MkdirTemp("/run", "bench-runtimes-"); err != nil {
 		return nil, err
+	}
+	if err := unix.Mount("tmpfs", b.dir, "tmpfs", 0, "mode=700"); err != nil {
+		return b, os.NewSyscallError("mount", err)
 	}
 	if err := b.rootfs(); err != nil {
 		return b, err
@@ -115,5 +119,6 @@ func (b *bundle) remove() error {
 		err = g.Delete(context.Background())
 	}
 	b.host.Close()
+	_ = unix.Unmount(b.dir, unix.MNT_DETACH)
 	return errors.Join(err, os.RemoveAll(b.dir))
 }
