@@ -156,7 +156,22 @@ func (t *translation) appArmor() (string, error) {
 	case p.set && t.Defaults.AppArmor == "" && t.Defaults.NoAppArmor != "":
 		return "", errs.New(errs.Invalid, "apparmor: profile RuntimeDefault was asked for, and the node has none: %s", t.Defaults.NoAppArmor)
 	}
-	return t.Defaults.AppArmor, nil
+	return t.Defaults.AppArmor, t.standing(t.Defaults.AppArmor)
+}
+
+// standing makes sure that the kernel still has the default profile: who restarts the node's AppArmor service unloads
+// what is in none of its files.
+func (t *translation) standing(name string) error {
+	if name == "" || name == "unconfined" || t.Host.AppArmorLoaded == nil || t.Host.AppArmorLoaded(name) {
+		return nil
+	}
+	if t.Defaults.LoadAppArmor == nil {
+		return errs.New(errs.Conflict, "apparmor: the default profile %q is not loaded on the node. Load it, or configure another", name)
+	}
+	if err := t.Defaults.LoadAppArmor(); err != nil {
+		return errs.New(errs.Conflict, "apparmor: the default profile %q has been unloaded: %w", name, err)
+	}
+	return nil
 }
 
 // checkAppArmor refuses a profile that the node cannot confine a container to.

@@ -203,11 +203,36 @@ func TestAppArmor(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			in := input(t)
 			in.Host.AppArmor, in.Defaults.AppArmor = !c.off, "default"
-			in.Host.AppArmorLoaded = func(p string) bool { return p == "mine" }
+			in.Host.AppArmorLoaded = func(p string) bool { return p == "mine" || p == "default" }
 			in.security().Apparmor, in.security().ApparmorProfile = c.profile, c.old //nolint:staticcheck // the deprecated field is under test
 			in.security().Privileged, in.podSecurity().Privileged, in.Defaults.PrivilegedWithoutHostDevices = c.privileged, c.privileged, true
 			if got := mustTranslate(t, in).Spec.Process.ApparmorProfile; got != c.want {
 				t.Errorf("profile %q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
+// TestUnloadedAppArmorDefault: what an operator has unloaded is loaded again, when it is the server's.
+func TestUnloadedAppArmorDefault(t *testing.T) {
+	for name, c := range map[string]struct {
+		load  func(*bool) func() error
+		wants []string // of the error
+	}{
+		"the server's":    {load: func(loaded *bool) func() error { return func() error { *loaded = true; return nil } }},
+		"not to be had":   {load: func(*bool) func() error { return func() error { return errors.New("no parser") } }, wants: []string{"default", "unloaded", "no parser"}},
+		"somebody else's": {load: func(*bool) func() error { return nil }, wants: []string{"default", "not loaded"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			loaded := false
+			in := input(t)
+			in.Host.AppArmor, in.Defaults.AppArmor, in.Defaults.LoadAppArmor = true, "default", c.load(&loaded)
+			in.Host.AppArmorLoaded = func(string) bool { return loaded }
+			out, err := Container(t.Context(), in)
+			if c.wants != nil {
+				wantError(t, err, errs.Conflict, c.wants...)
+			} else if err != nil || !loaded || out.Spec.Process.ApparmorProfile != "default" {
+				t.Errorf("loaded %t: %v", loaded, err)
 			}
 		})
 	}

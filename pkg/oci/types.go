@@ -69,6 +69,7 @@ type Defaults struct {
 	MaskedPaths   []string            // see maskedPaths
 	ReadonlyPaths []string            // see maskedPaths
 	AppArmor      string              // profile for RuntimeDefault and for unset; "" is none
+	LoadAppArmor  func() error        // loads that profile again when it is gone; nil: it is somebody else's
 	NoAppArmor    string              // why there is none, where the kernel has AppArmor: RuntimeDefault is refused with it
 	Seccomp       *specs.LinuxSeccomp // replaces the built-in RuntimeDefault profile when not nil
 	SeccompUnset  bool                // a request without a profile gets RuntimeDefault instead of none

@@ -69,6 +69,9 @@ func open(ctx context.Context, cfg *config.Config, reg prometheus.Registerer) (_
 	sandboxes.OnStep = stepMetrics(reg)
 	d := &sandboxes.Translate.Defaults
 	d.AppArmor, d.NoAppArmor = appArmor(ctx, cfg.Container.AppArmor, p.host)
+	if d.AppArmor == appArmorName {
+		d.LoadAppArmor = func() error { return loadAppArmor(context.Background(), appArmorParser()) }
+	}
 	p.appArmor, p.noAppArmor = d.AppArmor, d.NoAppArmor
 	if p.pods, err = sandbox.Open(ctx, sandboxes, p.images, p.nets, p.machine); err != nil {
 		return nil, err
