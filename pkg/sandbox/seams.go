@@ -166,6 +166,7 @@ type StartRequest struct {
 	Stdin      bool
 	StdinOnce  bool
 	TTY        bool
+	HoldOutput bool     // a terminal's, until somebody attaches
 	Dir        *os.File // the container's run directory, where its exit record goes
 }
 

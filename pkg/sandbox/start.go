@@ -194,6 +194,7 @@ func (j *startJob) launch(ctx context.Context) error {
 	j.pid, err = shim.Start(ctx, &StartRequest{
 		ID: j.rec.ID, PodID: j.rec.PodID, HolderPid: j.pod.HolderPid, Spec: j.spec, Bundle: j.m.dirs.bundle(j.rec.PodID, j.rec.ID), HostIPC: j.pod.hostIPC(), Rootfs: j.rootfs, Mounts: j.volumes,
 		CgroupPath: j.rec.CgroupPath, Log: j.log, Stdin: c.GetStdin(), StdinOnce: c.GetStdinOnce(), TTY: c.GetTty(), Dir: j.dir,
+		HoldOutput: c.GetAnnotations()[HoldOutput] == "true",
 	})
 	return err
 }

@@ -24,6 +24,10 @@ type Pod struct {
 	Cgroup     string         // the pod's own parent cgroup as the kubelet gave it
 }
 
+// HoldOutput is an annotation of containers with a terminal: with "true" their output waits there until the first client
+// attaches, who sees all of it.
+const HoldOutput = "cri-server.run/hold-output"
+
 // State is where a container is in its life; it is derived from the timestamps and never stored.
 type State uint8
 

@@ -32,7 +32,7 @@ func (c *Client) Start(ctx context.Context, req StartRequest) (int, error) {
 
 func (c *Client) start(ctx context.Context, op wire.Op, req *StartRequest) (int, error) {
 	m := wire.Start{
-		ID: req.ID, LaunchFiles: len(req.Files), Stdin: req.Stdin, StdinOnce: req.StdinOnce, TTY: req.TTY,
+		ID: req.ID, LaunchFiles: len(req.Files), Stdin: req.Stdin, StdinOnce: req.StdinOnce, TTY: req.TTY, HoldOutput: req.HoldOutput,
 		HasLog: req.Log != nil, HasExitDir: req.ExitDir != nil, HasOOMEvent: req.OOM.Event != nil, HasOOMCount: req.OOM.Count != nil,
 	}
 	var err error

@@ -47,6 +47,10 @@ type StartRequest struct {
 	Stdin     bool // stdin is a pipe or the terminal; otherwise /dev/null
 	StdinOnce bool // stdin ends when the first client that attached to it has gone
 	TTY       bool // the program opens a terminal: Launch.Terminal must say the same
+
+	// HoldOutput leaves what is written to a terminal there until the first client attaches, or the process ends: the
+	// client then sees all of it. A process that writes more than the terminal holds waits for him.
+	HoldOutput bool
 }
 
 // OOMWatch holds what tells of out-of-memory kills in a cgroup. Either may be nil.

@@ -123,7 +123,7 @@ func (k *conn) Start(ctx context.Context, r *sandbox.StartRequest) (int, error) 
 	}
 	defer p.Close()
 	req := shim.StartRequest{
-		ID: r.ID, Launch: &p.Request, Files: p.Files, Log: r.Log, ExitDir: r.Dir, Stdin: r.Stdin, StdinOnce: r.StdinOnce, TTY: r.TTY,
+		ID: r.ID, Launch: &p.Request, Files: p.Files, Log: r.Log, ExitDir: r.Dir, Stdin: r.Stdin, StdinOnce: r.StdinOnce, TTY: r.TTY, HoldOutput: r.HoldOutput,
 	}
 	watch, err := g.WatchOOM()
 	if err != nil {

@@ -16,6 +16,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cri-server/cri-server/pkg/sandbox"
 )
 
 // cleanTime is how long the removal of a container that was run may take.
@@ -171,13 +173,16 @@ func (r *runner) configs() (*cri.PodSandboxConfig, *cri.ContainerConfig, error) 
 		Labels: map[string]string{"io.kubernetes.container.name": name},
 		Linux:  &cri.LinuxContainerConfig{SecurityContext: sc},
 	}
+	if r.o.stdin && r.o.tty {
+		ctr.Annotations = map[string]string{sandbox.HoldOutput: "true"}
+	}
 	maps.Copy(ctr.Labels, pod.Labels)
 	return pod, ctr, errors.Join(setUser(sc, r.o.user), setEnv(ctr, r.o.env), setVolumes(ctr, r.o.volumes), setPorts(pod, r.o.ports))
 }
 
 // stream connects to the container until it ends. The outputs are read from the log, which has everything from
-// the first byte; attaching could come too late for that. Only who types into a terminal is attached, after
-// what was written until then.
+// the first byte; attaching could come too late for that. Only who types into a terminal is attached, and its output
+// is held until he is.
 func (r *runner) stream(ctx context.Context) error {
 	l := &logReader{path: filepath.Join(r.logs, "log"), out: r.out, err: r.app.err, tail: -1}
 	if !r.o.stdin {
@@ -188,9 +193,6 @@ func (r *runner) stream(ctx context.Context) error {
 	case err != nil && r.c.runs(ctx, r.container):
 		return err
 	case err == nil && r.o.tty:
-		if err := l.print(); err != nil {
-			return err
-		}
 		_, err = r.session(ctx, resp.GetUrl(), true, true, true)
 		return err
 	case err == nil:

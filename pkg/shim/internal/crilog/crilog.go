@@ -223,6 +223,10 @@ func (s *Stream) part(out, more []byte) []byte {
 	return append(out, '\n')
 }
 
+// Unfinished is the beginning of a line whose end has not come: what is in no entry yet. It is valid until the next
+// call of the stream.
+func (s *Stream) Unfinished() []byte { return s.carry }
+
 // drop forgets the carry, and its memory when a long line has grown it.
 func (s *Stream) drop() {
 	if cap(s.carry) > 1024 {

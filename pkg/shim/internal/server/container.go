@@ -30,6 +30,7 @@ type container struct {
 	id        string
 	holder    bool
 	stdinOnce bool
+	hold      bool // what it writes to its terminal, until somebody attaches
 	log       *crilog.File
 	exitDir   *os.File
 	oom       *oomWatch
@@ -48,7 +49,7 @@ type container struct {
 
 // newContainer takes over the descriptors that the message names, launch files excepted.
 func (s *server) newContainer(m *wire.Start, files []*os.File) (*container, error) {
-	c := &container{id: m.ID, stdinOnce: m.StdinOnce}
+	c := &container{id: m.ID, stdinOnce: m.StdinOnce, hold: m.HoldOutput}
 	take := func(has bool) *os.File {
 		if !has || len(files) == 0 {
 			return nil
@@ -205,7 +206,7 @@ func (s *server) spawn(req *launch.Request, files []*os.File, stdio [3]*os.File)
 // begin runs what a started container needs until it ends.
 func (s *server) begin(c *container) {
 	for _, p := range c.pumps {
-		go p.run()
+		go p.run(c.hold && p.tty)
 	}
 	if c.oom.start() {
 		go c.oom.run(func(kills uint64) { s.tellOOM(c, kills) })

@@ -21,6 +21,8 @@ type pump struct {
 	tty  bool
 	bufs *buffers
 	log  *crilog.Stream
+	held chan struct{} // closed by open: what is held back is read
+	open func()
 
 	mu    sync.Mutex // held from reading bytes to having written them
 	seen  uint64     // bytes read so far
@@ -36,11 +38,17 @@ func newPump(r *os.File, tty bool, bufs *buffers, log *crilog.Stream) (*pump, er
 		r.Close()
 		return nil, err
 	}
-	return &pump{f: r, rc: rc, tty: tty, bufs: bufs, log: log}, nil
+	p := &pump{f: r, rc: rc, tty: tty, bufs: bufs, log: log, held: make(chan struct{})}
+	p.open = sync.OnceFunc(func() { close(p.held) })
+	return p, nil
 }
 
-// run moves bytes until the stream ends or close is called.
-func (p *pump) run() {
+// run moves bytes until the stream ends or close is called. With hold it begins when a client attaches or the
+// process ends, whichever comes first: until then what the process writes stays in its console.
+func (p *pump) run(hold bool) {
+	if hold {
+		<-p.held
+	}
 	for {
 		more := false
 		if err := p.rc.Read(func(fd uintptr) bool {
@@ -114,12 +122,16 @@ func (p *pump) ended() bool {
 }
 
 // close ends the stream even where a background process still holds the other end.
-func (p *pump) close() { p.f.Close() }
+func (p *pump) close() {
+	p.f.Close()
+	p.open()
+}
 
 // drained returns when all that a process which has just ended wrote has been passed on: at the end of
 // the stream, or where another process keeps it open when what was in the pipe has been read. The
 // console of a terminal cannot say what is in it, so it gets a moment. It gives up at the limit.
 func (p *pump) drained(limit time.Duration) {
+	p.open()
 	timeout := time.NewTimer(limit)
 	defer timeout.Stop()
 	want := uint64(0)
@@ -162,7 +174,8 @@ type sink struct {
 	lost uint64
 }
 
-// attach adds a client and returns its end of the stream, which the caller owns; nil when the stream has ended.
+// attach adds a client and returns its end of the stream, which the caller owns; nil when the stream has ended. Of a
+// terminal it begins with the line that stands unfinished: a prompt is the answer to what nobody has typed yet.
 func (p *pump) attach() (*os.File, error) {
 	var fds [2]int
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
@@ -183,7 +196,11 @@ func (p *pump) attach() (*os.File, error) {
 		w.Close()
 		return r, nil // an end of file at once
 	}
+	if p.tty {
+		s.write(p.log.Unfinished())
+	}
 	p.sinks = append(p.sinks, s)
+	p.open()
 	go p.watch(s)
 	return r, nil
 }

@@ -27,6 +27,74 @@ func newTestPump(t testing.TB) (*pump, *os.File) {
 	return p, theirs
 }
 
+// TestTerminalsUnfinishedLine: who attaches to a terminal sees the prompt that is waiting there.
+func TestTerminalsUnfinishedLine(t *testing.T) {
+	for _, tty := range []bool{true, false} {
+		p, w := newTestPump(t)
+		p.tty = tty
+		go p.run(false)
+		if _, err := io.WriteString(w, "motd\nsh$ "); err != nil {
+			t.Fatal(err)
+		}
+		for seen := uint64(0); seen < 9; time.Sleep(time.Millisecond) {
+			p.mu.Lock()
+			seen = p.seen
+			p.mu.Unlock()
+		}
+		client, err := p.attach()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(w, "ls\n"); err != nil {
+			t.Fatal(err)
+		}
+		w.Close()
+		want := "ls\n"
+		if tty {
+			want = "sh$ ls\n"
+		}
+		if got, err := io.ReadAll(client); string(got) != want || err != nil {
+			t.Errorf("terminal %t: %q, %v, want %q", tty, got, err, want)
+		}
+		client.Close()
+	}
+}
+
+// TestHeldOutput: what was written before the first client came is his, and nobody's who comes later. The end of the
+// process lets it go, too.
+func TestHeldOutput(t *testing.T) {
+	for _, attached := range []bool{true, false} {
+		p, w := newTestPump(t)
+		p.tty = true
+		go p.run(true)
+		if _, err := io.WriteString(w, "one\ntwo\n"); err != nil {
+			t.Fatal(err)
+		}
+		var client *os.File
+		if attached {
+			var err error
+			if client, err = p.attach(); err != nil {
+				t.Fatal(err)
+			}
+			defer client.Close()
+		}
+		w.Close()
+		p.drained(10 * time.Second)
+		p.mu.Lock()
+		seen := p.seen
+		p.mu.Unlock()
+		if seen != 8 {
+			t.Errorf("attached %t: %d bytes were read, want 8", attached, seen)
+		}
+		if !attached {
+			continue
+		}
+		if got, err := io.ReadAll(client); string(got) != "one\ntwo\n" || err != nil {
+			t.Errorf("%q, %v", got, err)
+		}
+	}
+}
+
 // TestSlowClientIsToldWhatItMissed lets a client sleep through more than its pipe takes.
 func TestSlowClientIsToldWhatItMissed(t *testing.T) {
 	p, w := newTestPump(t)
@@ -35,7 +103,7 @@ func TestSlowClientIsToldWhatItMissed(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	go p.run()
+	go p.run(false)
 	const lines = 300000
 	var all bytes.Buffer
 	for i := range lines {
@@ -71,7 +139,7 @@ func TestSlowClientIsToldWhatItMissed(t *testing.T) {
 
 func TestDetachedClientIsTakenOff(t *testing.T) {
 	p, _ := newTestPump(t)
-	go p.run()
+	go p.run(false)
 	for range 50 {
 		client, err := p.attach()
 		if err != nil {
@@ -108,7 +176,7 @@ func TestDrainedWaitsForWhatWasWritten(t *testing.T) {
 	if _, err := io.WriteString(w, strings.Repeat("x\n", 20000)); err != nil {
 		t.Fatal(err)
 	}
-	go p.run() // the writer stays open, as with a background process
+	go p.run(false) // the writer stays open, as with a background process
 	p.drained(10 * time.Second)
 	b, err := os.ReadFile(path)
 	if n := bytes.Count(b, []byte{'\n'}); n != 20000 || err != nil {
@@ -131,7 +199,7 @@ func BenchmarkPump(b *testing.B) {
 			defer log.Close()
 			p, w := newTestPump(b)
 			p.log = crilog.NewStream(log, "stdout")
-			go p.run()
+			go p.run(false)
 			chunk := bytes.Repeat(append(bytes.Repeat([]byte("x"), n-1), '\n'), 65536/n)
 			b.SetBytes(int64(len(chunk)))
 			for b.Loop() {

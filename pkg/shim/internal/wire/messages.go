@@ -29,6 +29,7 @@ type Start struct {
 	Stdin       bool
 	StdinOnce   bool
 	TTY         bool
+	HoldOutput  bool
 }
 
 // Fields lists the fields of the message for both directions.
@@ -43,6 +44,7 @@ func (m *Start) Fields(c *Codec) {
 	c.Bool(&m.Stdin)
 	c.Bool(&m.StdinOnce)
 	c.Bool(&m.TTY)
+	c.Bool(&m.HoldOutput)
 }
 
 // Exec asks for a process in a container. The frame's descriptors are those of the launch request, then

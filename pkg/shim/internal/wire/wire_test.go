@@ -151,7 +151,7 @@ func TestSendersDoNotMix(t *testing.T) {
 
 var someMessages = []Message{
 	&Hello{Version: 3, Pid: 12, Build: "v1"},
-	&Start{ID: "c", Launch: []byte{1, 2, 3}, LaunchFiles: 4, HasLog: true, HasExitDir: true, HasOOMEvent: true, HasOOMCount: true,
+	&Start{ID: "c", Launch: []byte{1, 2, 3}, LaunchFiles: 4, HasLog: true, HasExitDir: true, HasOOMEvent: true, HasOOMCount: true, HoldOutput: true,
 		Stdin: true, StdinOnce: true, TTY: true},
 	&Exec{ID: "e", Container: "c", Launch: []byte{9}, LaunchFiles: 1, TTY: true},
 	&Started{Pid: 77, At: time.Unix(5, 6)},
