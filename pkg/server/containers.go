@@ -14,7 +14,7 @@ func (s *Server) CreateContainer(ctx context.Context, req *cri.CreateContainerRe
 	if err := required("pod_sandbox_id", req.GetPodSandboxId()); err != nil {
 		return nil, err
 	}
-	if err := checkContainerConfig(req.GetConfig()); err != nil {
+	if err := s.checkContainerConfig(req.GetConfig()); err != nil {
 		return nil, err
 	}
 	id, err := s.cfg.Sandboxes.CreateContainer(ctx, req.GetPodSandboxId(), req.GetConfig(), req.GetSandboxConfig())
@@ -178,16 +178,19 @@ func (s *Server) containersOf(pod string) []*sandbox.Container {
 	return out
 }
 
-func checkContainerConfig(c *cri.ContainerConfig) error {
+func (s *Server) checkContainerConfig(c *cri.ContainerConfig) error {
 	switch {
 	case c == nil:
 		return errs.New(errs.Invalid, "config: a container needs one")
 	case c.GetMetadata() == nil:
 		return errs.New(errs.Invalid, "config.metadata: a container needs one")
-	case c.GetImage().GetImage() == "":
-		return errs.New(errs.Invalid, "config.image.image: the field is required and empty")
 	case c.GetWindows() != nil:
 		return errs.New(errs.Invalid, "config.windows: this is no Windows node")
 	}
-	return nil
+	for i, m := range c.GetMounts() {
+		if err := s.checkHandler(m.GetImage().GetRuntimeHandler()); err != nil {
+			return errs.New(errs.Invalid, "config.mounts[%d].image.%w", i, err)
+		}
+	}
+	return s.checkImageSpec("config.image", c.GetImage())
 }

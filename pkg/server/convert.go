@@ -98,7 +98,7 @@ func imageSpec(c *sandbox.Container) *cri.ImageSpec {
 
 func containerItem(c *sandbox.Container) *cri.Container {
 	return &cri.Container{
-		Id: c.ID, PodSandboxId: c.PodID, Metadata: c.Config.GetMetadata(), Image: imageSpec(c), ImageRef: c.ImageID,
+		Id: c.ID, PodSandboxId: c.PodID, Metadata: c.Config.GetMetadata(), Image: imageSpec(c), ImageRef: c.ImageRef,
 		State: containerState(c), CreatedAt: nanos(c.CreatedAt),
 		Labels: c.Config.GetLabels(), Annotations: c.Config.GetAnnotations(), ImageId: c.ImageID,
 	}

@@ -30,6 +30,9 @@ func (s *Server) StreamImages(req *cri.StreamImagesRequest, stream cri.ImageServ
 
 func (s *Server) listImages(f *cri.ImageFilter) ([]*cri.Image, error) {
 	all := s.cfg.Images.List()
+	if err := s.checkHandler(f.GetImage().GetRuntimeHandler()); err != nil {
+		return nil, errs.New(errs.Invalid, "filter.image.%w", err)
+	}
 	if ref := f.GetImage().GetImage(); ref != "" {
 		img, err := s.cfg.Images.Get(ref)
 		if errs.Is(err, errs.NotFound) {
@@ -49,7 +52,7 @@ func (s *Server) listImages(f *cri.ImageFilter) ([]*cri.Image, error) {
 
 // ImageStatus describes one image. An absent image is an answer without one, not an error.
 func (s *Server) ImageStatus(_ context.Context, req *cri.ImageStatusRequest) (*cri.ImageStatusResponse, error) {
-	if err := required("image.image", req.GetImage().GetImage()); err != nil {
+	if err := s.checkImageSpec("image", req.GetImage()); err != nil {
 		return nil, err
 	}
 	img, err := s.cfg.Images.Get(req.GetImage().GetImage())
@@ -68,10 +71,7 @@ func (s *Server) ImageStatus(_ context.Context, req *cri.ImageStatusRequest) (*c
 
 // PullImage brings an image into the store. It takes as long as it takes: cancelling the call cancels it.
 func (s *Server) PullImage(ctx context.Context, req *cri.PullImageRequest) (*cri.PullImageResponse, error) {
-	if err := required("image.image", req.GetImage().GetImage()); err != nil {
-		return nil, err
-	}
-	if err := s.checkHandler(req.GetImage().GetRuntimeHandler()); err != nil {
+	if err := s.checkImageSpec("image", req.GetImage()); err != nil {
 		return nil, err
 	}
 	id, err := s.cfg.Images.Pull(ctx, req.GetImage().GetImage(), image.PullOptions{Auth: pullAuth(req.GetAuth())})
@@ -86,7 +86,7 @@ func (s *Server) PullImage(ctx context.Context, req *cri.PullImageRequest) (*cri
 
 // RemoveImage removes an image with all its tags, by whichever it is named. An absent one is removed.
 func (s *Server) RemoveImage(ctx context.Context, req *cri.RemoveImageRequest) (*cri.RemoveImageResponse, error) {
-	if err := required("image.image", req.GetImage().GetImage()); err != nil {
+	if err := s.checkImageSpec("image", req.GetImage()); err != nil {
 		return nil, err
 	}
 	img, err := s.cfg.Images.Get(req.GetImage().GetImage())

@@ -65,6 +65,18 @@ func (s *Server) checkHandler(name string) error {
 	return errs.New(errs.Invalid, "runtime_handler (%q): no such handler is configured. Add it to runtime_handlers in the configuration, or use another.", name)
 }
 
+// checkImageSpec refuses an image spec that names nothing, or a runtime handler that Status does not list. field is where
+// the request has it.
+func (s *Server) checkImageSpec(field string, spec *cri.ImageSpec) error {
+	if err := required(field+".image", spec.GetImage()); err != nil {
+		return err
+	}
+	if err := s.checkHandler(spec.GetRuntimeHandler()); err != nil {
+		return errs.New(errs.Invalid, "%s.%w", field, err)
+	}
+	return nil
+}
+
 // RuntimeConfig tells a kubelet which cgroup driver to use. It never changes while the server runs.
 func (s *Server) RuntimeConfig(context.Context, *cri.RuntimeConfigRequest) (*cri.RuntimeConfigResponse, error) {
 	driver := cri.CgroupDriver_CGROUPFS

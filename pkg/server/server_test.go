@@ -98,7 +98,7 @@ func TestBadRequests(t *testing.T) {
 	c := start(t, f)
 	ctx := t.Context()
 	meta := &cri.ContainerMetadata{Name: "x"}
-	img := &cri.ImageSpec{Image: "i"}
+	img, strange := &cri.ImageSpec{Image: "i"}, &cri.ImageSpec{Image: "i", RuntimeHandler: "kata"}
 	for _, tc := range []struct {
 		name string
 		call func() (any, error)
@@ -127,6 +127,12 @@ func TestBadRequests(t *testing.T) {
 		{"create: no image", func() (any, error) {
 			return c.CreateContainer(ctx, &cri.CreateContainerRequest{PodSandboxId: "p1", Config: &cri.ContainerConfig{Metadata: meta}})
 		}, codes.InvalidArgument, "image"},
+		{"create: handler of the image", func() (any, error) {
+			return c.CreateContainer(ctx, &cri.CreateContainerRequest{PodSandboxId: "p1", Config: &cri.ContainerConfig{Metadata: meta, Image: strange}})
+		}, codes.InvalidArgument, "config.image.runtime_handler"},
+		{"create: handler of a volume", func() (any, error) {
+			return c.CreateContainer(ctx, &cri.CreateContainerRequest{PodSandboxId: "p1", Config: &cri.ContainerConfig{Metadata: meta, Image: img, Mounts: []*cri.Mount{{Image: strange}}}})
+		}, codes.InvalidArgument, "config.mounts[0].image.runtime_handler"},
 		{"status: absent", func() (any, error) { return c.ContainerStatus(ctx, &cri.ContainerStatusRequest{ContainerId: "zz"}) }, codes.NotFound, "zz"},
 		{"status: no id", func() (any, error) { return c.ContainerStatus(ctx, &cri.ContainerStatusRequest{}) }, codes.InvalidArgument, "container_id"},
 		{"stats: absent", func() (any, error) { return c.ContainerStats(ctx, &cri.ContainerStatsRequest{ContainerId: "zz"}) }, codes.NotFound, "zz"},
@@ -163,6 +169,12 @@ func TestBadRequests(t *testing.T) {
 		{"pull: no image", func() (any, error) { return c.PullImage(ctx, &cri.PullImageRequest{}) }, codes.InvalidArgument, "image"},
 		{"image status: no image", func() (any, error) { return c.ImageStatus(ctx, &cri.ImageStatusRequest{}) }, codes.InvalidArgument, "image"},
 		{"remove image: no image", func() (any, error) { return c.RemoveImage(ctx, &cri.RemoveImageRequest{}) }, codes.InvalidArgument, "image"},
+		{"pull: handler", func() (any, error) { return c.PullImage(ctx, &cri.PullImageRequest{Image: strange}) }, codes.InvalidArgument, "kata"},
+		{"image status: handler", func() (any, error) { return c.ImageStatus(ctx, &cri.ImageStatusRequest{Image: strange}) }, codes.InvalidArgument, "kata"},
+		{"remove image: handler", func() (any, error) { return c.RemoveImage(ctx, &cri.RemoveImageRequest{Image: strange}) }, codes.InvalidArgument, "kata"},
+		{"list images: handler", func() (any, error) {
+			return c.ListImages(ctx, &cri.ListImagesRequest{Filter: &cri.ImageFilter{Image: strange}})
+		}, codes.InvalidArgument, "filter.image.runtime_handler"},
 		{"checkpoint container", func() (any, error) { return c.CheckpointContainer(ctx, &cri.CheckpointContainerRequest{}) }, codes.Unimplemented, ""},
 		{"checkpoint pod", func() (any, error) { return c.CheckpointPod(ctx, &cri.CheckpointPodRequest{}) }, codes.Unimplemented, ""},
 		{"restore pod", func() (any, error) { return c.RestorePod(ctx, &cri.RestorePodRequest{}) }, codes.Unimplemented, ""},
@@ -334,6 +346,11 @@ func TestStatuses(t *testing.T) {
 		Linux:   &cri.LinuxPodSandboxStatus{Namespaces: &cri.Namespace{Options: &cri.NamespaceOption{}}},
 		Labels:  p.Config.Labels, Annotations: p.Config.Annotations}
 	if d := cmp.Diff(want, r.Status, protocmp.Transform()); d != "" {
+		t.Error(d)
+	}
+	wantItem := &cri.Container{Id: "c", PodSandboxId: "p", Metadata: ctr.Config.Metadata, State: cri.ContainerState_CONTAINER_EXITED, CreatedAt: 1e9,
+		Image: &cri.ImageSpec{Image: "sha256:1"}, ImageRef: "r@sha256:2", ImageId: "sha256:1", Labels: ctr.Config.Labels}
+	if d := cmp.Diff(wantItem, containerItem(ctr), protocmp.Transform()); d != "" {
 		t.Error(d)
 	}
 	wantC := &cri.ContainerStatus{Id: "c", Metadata: ctr.Config.Metadata, State: cri.ContainerState_CONTAINER_EXITED,
