@@ -97,7 +97,7 @@ func (t *translation) env() ([]string, error) {
 		}
 		e.set(kv.GetKey(), string(kv.GetValue()))
 	}
-	if !e.has("HOME") {
+	if e.get("HOME") == "" { // as runc does: a shell without a home is of no use to anybody
 		e.set("HOME", t.user.home)
 	}
 	return e.list, nil
@@ -125,7 +125,14 @@ type environment struct {
 	index map[string]int
 }
 
-func (e *environment) has(key string) bool { _, ok := e.index[key]; return ok }
+// get returns the value of a variable, "" where there is none.
+func (e *environment) get(key string) string {
+	i, ok := e.index[key]
+	if !ok {
+		return ""
+	}
+	return e.list[i][len(key)+1:]
+}
 
 func (e *environment) set(key, value string) {
 	if i, ok := e.index[key]; ok {

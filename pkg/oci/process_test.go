@@ -50,6 +50,14 @@ func TestEnvironment(t *testing.T) {
 	}
 }
 
+func TestEmptyHomeIsNone(t *testing.T) {
+	in := input(t)
+	in.Image.Env = []string{"HOME="}
+	if env := mustTranslate(t, in).Spec.Process.Env; !slices.Contains(env, "HOME=/root") || slices.Contains(env, "HOME=") {
+		t.Errorf("environment %q, want the account's home", env)
+	}
+}
+
 func TestHostnameVariable(t *testing.T) {
 	in := input(t)
 	in.podSecurity().NamespaceOptions.Network = cri.NamespaceMode_NODE
