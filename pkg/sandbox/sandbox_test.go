@@ -224,6 +224,31 @@ func TestStopKillsAfterGrace(t *testing.T) {
 	}
 }
 
+// What a start in flight starts has its grace period, too, when a stop comes meanwhile.
+func TestStopDuringStartAsks(t *testing.T) {
+	w := newWorld(t)
+	id := w.create(w.runPod("a"), "c")
+	stopped := make(chan error, 1)
+	w.m.onCall = func(call string) {
+		if call != "start" {
+			return
+		}
+		go func() { stopped <- w.mgr.StopContainer(w.ctx, id, time.Minute) }()
+		for waits := false; !waits; time.Sleep(time.Millisecond) {
+			w.mgr.ops.mu.Lock()
+			waits = w.mgr.ops.locks[id].refs == 2
+			w.mgr.ops.mu.Unlock()
+		}
+	}
+	w.start(id)
+	if err := <-stopped; err != nil {
+		t.Fatal(err)
+	}
+	if c := w.container(id); c.ExitCode != 128+15 {
+		t.Errorf("exit code %d, want that of SIGTERM", c.ExitCode)
+	}
+}
+
 // TestExitOutlivesAFullDisk makes the record unwritable for a while.
 func TestExitOutlivesAFullDisk(t *testing.T) {
 	w := newWorld(t)

@@ -105,6 +105,11 @@ func (m *Manager) StopContainer(ctx context.Context, id string, grace time.Durat
 	if err != nil {
 		return err
 	}
+	if !rec.running() && !rec.exited() && grace > 0 {
+		if rec, err = m.afterStart(ctx, rec); err != nil {
+			return err
+		}
+	}
 	if rec.running() && grace > 0 {
 		if err := m.askToStop(ctx, rec, grace); err != nil {
 			return err
@@ -117,6 +122,20 @@ func (m *Manager) StopContainer(ctx context.Context, id string, grace time.Durat
 		}
 		return m.teardownContainer(ctx, rec.ID)
 	})
+}
+
+// afterStart waits for a start that is in flight, since what that starts has a right to the grace period, and returns the
+// container as it is then.
+func (m *Manager) afterStart(ctx context.Context, rec *containerRecord) (*containerRecord, error) {
+	unlock, err := m.ops.lock(ctx, rec.ID)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if s := m.snap.Load().containers[rec.ID]; s != nil {
+		rec = s.rec
+	}
+	return rec, nil
 }
 
 // askToStop sends the stop signal and waits until the container has ended or the grace period is over.
