@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,6 +22,7 @@ import (
 	"github.com/cri-server/cri-server/pkg/image"
 	"github.com/cri-server/cri-server/pkg/oci"
 	"github.com/cri-server/cri-server/pkg/store"
+	"github.com/cri-server/cri-server/pkg/sys"
 )
 
 // createJob is a CreateContainer on its way.
@@ -203,8 +205,66 @@ func (j *createJob) makeRootfs(ctx context.Context) (err error) {
 	if j.userns, err = j.m.userns(j.pod); err != nil {
 		return err
 	}
-	j.rootfs, err = j.m.images.MountRootfs(ctx, j.rec.ID, j.userns)
-	return err
+	if j.rootfs, err = j.m.images.MountRootfs(ctx, j.rec.ID, j.userns); err != nil {
+		return err
+	}
+	return j.makeVolumes()
+}
+
+// maxVolumes is how many volumes an image may declare: more are a mistake, or an attack on the time of a create.
+const maxVolumes = 256
+
+// makeVolumes makes the directories that the image declares as volumes and does not contain, in the container's
+// writable layer: nothing keeps what is written there longer than the container. Where the request mounts something
+// there is nothing to be made, for that may be a file.
+func (j *createJob) makeVolumes() error {
+	if len(j.image.Config.Volumes) > maxVolumes {
+		return errs.New(errs.Invalid, "image volumes: %d are declared, %d are supported", len(j.image.Config.Volumes), maxVolumes)
+	}
+	for _, v := range slices.Sorted(maps.Keys(j.image.Config.Volumes)) {
+		dest := filepath.Join("/", v)
+		if slices.ContainsFunc(j.config.GetMounts(), func(m *cri.Mount) bool { return filepath.Join("/", m.GetContainerPath()) == dest }) {
+			continue
+		}
+		if err := j.makeVolume(dest); err != nil {
+			return fmt.Errorf("make the image's volume %.200q: %w", v, err)
+		}
+	}
+	return nil
+}
+
+// makeVolume makes a directory and its parents, all root's, unless they are there. Where the image has something else
+// than directories the volume is left out.
+func (j *createJob) makeVolume(dest string) error {
+	for i := range len(dest) {
+		if rest := dest[i+1:]; rest != "" && rest[0] != '/' {
+			continue
+		}
+		err := j.makeDir(dest[:i+1])
+		switch {
+		case errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENAMETOOLONG):
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+	return nil
+}
+
+func (j *createJob) makeDir(name string) error {
+	if d, err := sys.OpenAt(j.rootfs, name, unix.O_PATH|unix.O_DIRECTORY, 0, sys.InRoot); !errors.Is(err, unix.ENOENT) {
+		d.Close() // nil is no harm
+		return err
+	}
+	d, err := sys.MkdirAllInRoot(j.rootfs, name, 0o755)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := os.Chown(sys.FDPath(d), int(j.rec.RootUID), int(j.rec.RootGID)); err != nil {
+		return err
+	}
+	return os.Chmod(sys.FDPath(d), 0o755) //nolint:gosec // not what the umask of the daemon makes of it
 }
 
 // userns opens the pod's user namespace; nil when it shares the host's.

@@ -225,7 +225,7 @@ func (j *runJob) files(context.Context) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("read the node's resolv.conf: %w", err)
 	}
-	return j.m.writePodFiles(j.rec.ID, map[string][]byte{
+	return j.writePodFiles(map[string][]byte{
 		fileHostname:   oci.Hostname(name),
 		fileResolvConf: oci.ResolvConf(config.GetDnsConfig(), node),
 	})
@@ -235,19 +235,28 @@ func (j *runJob) files(context.Context) error {
 func (j *runJob) hosts(context.Context) error {
 	if !j.rec.hostNetwork() {
 		name := oci.PodHostname(j.rec.Config.M, j.m.cfg.Translate.Host.Hostname)
-		return j.m.writePodFiles(j.rec.ID, map[string][]byte{fileHosts: oci.Hosts(name, j.rec.Network.IPs)})
+		return j.writePodFiles(map[string][]byte{fileHosts: oci.Hosts(name, j.rec.Network.IPs)})
 	}
 	node, err := os.ReadFile("/etc/hosts")
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("read the node's hosts: %w", err)
 	}
-	return j.m.writePodFiles(j.rec.ID, map[string][]byte{fileHosts: node})
+	return j.writePodFiles(map[string][]byte{fileHosts: node})
 }
 
-func (m *Manager) writePodFiles(id string, files map[string][]byte) error {
+// writePodFiles writes files that root of the pod's containers may write, in a user namespace as elsewhere.
+func (j *runJob) writePodFiles(files map[string][]byte) error {
+	uids, gids := oci.UserNamespace(j.rec.Config.M)
 	for name, data := range files {
-		if err := store.WriteFile(filepath.Join(m.dirs.run(id), name), data, 0o644, false); err != nil {
+		path := filepath.Join(j.m.dirs.run(j.rec.ID), name)
+		if err := store.WriteFile(path, data, 0o644, false); err != nil {
 			return err
+		}
+		if len(uids) == 0 || os.Geteuid() != 0 { // only root may, and makes pods
+			continue
+		}
+		if err := os.Lchown(path, int(hostID(uids)), int(hostID(gids))); err != nil {
+			return fmt.Errorf("give the pod its %s: %w", name, err)
 		}
 	}
 	return nil
