@@ -151,8 +151,17 @@ func (c *compiler) compileTree(root program.Arg, m *mountPlan, w workbench) {
 		c.attachAt(num(m.tree), w.path)
 		const clone = unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_EMPTY_PATH | unix.AT_RECURSIVE
 		c.p.Call(unix.SYS_OPEN_TREE, num(m.tree), c.p.Str(""), num(clone)).Save(c.aux)
-		if m.opts.propagation == unix.MS_UNBINDABLE {
-			c.setattr(c.aux.Val(), unix.AT_RECURSIVE, 0, 0, unix.MS_UNBINDABLE)
+		switch m.opts.propagation {
+		case unix.MS_UNBINDABLE:
+			below := 0
+			if m.opts.propRec {
+				below = unix.AT_RECURSIVE
+			}
+			c.setattr(c.aux.Val(), below, 0, 0, unix.MS_UNBINDABLE)
+		case unix.MS_SHARED:
+			// The clone is its peer, and so is the source on the host: what happens to this one, which goes with the
+			// old root and all that lies on it, must not happen to them.
+			c.setattr(num(m.tree), unix.AT_RECURSIVE, 0, 0, unix.MS_PRIVATE)
 		}
 		c.attach(c.aux.Val(), c.dst)
 	} else {
@@ -266,10 +275,17 @@ func mountError(m *mountPlan, e syscall.Errno) error {
 	return wrapErrno(e, text, args...)
 }
 
+// covered reports whether a later mount hides that of dest, so that it has no path any more.
+func covered(dest string, later []mountPlan) bool {
+	return slices.ContainsFunc(later, func(m mountPlan) bool {
+		return m.kind != mountLinks && m.kind != mountRemount && strings.HasPrefix(dest+"/", m.dest+"/")
+	})
+}
+
 // compileLate makes what had to be writable while things were mounted below it read-only.
 func (c *compiler) compileLate(root program.Arg, mounts []mountPlan) {
 	for i := range mounts {
-		if m := &mounts[i]; m.late {
+		if m := &mounts[i]; m.late && !covered(m.dest, mounts[i+1:]) {
 			c.p.Subject("mount /" + m.dest + " read-only")
 			c.open(root, m.dest, unix.O_PATH|unix.O_DIRECTORY, resolve(m.dest)).Save(c.dst)
 			c.setattr(c.dst.Val(), 0, unix.MOUNT_ATTR_RDONLY, 0, 0)

@@ -89,17 +89,25 @@ func (c *compiler) enterRoot(o *Options, b *build) error {
 		c.pivot()
 	}
 	c.p.Call(unix.SYS_CHDIR, c.p.Str("/"))
+	readonly := o.Spec.Root != nil && o.Spec.Root.Readonly
+	if readonly {
+		c.cwdBefore(o.Spec.Process.Cwd)
+	}
 	c.p.Subject("set the root filesystem's attributes")
 	if name := o.Spec.Linux.RootfsPropagation; name != "" {
-		prop, _ := propagation(name)
+		prop, rec := propagation(name)
 		if prop == 0 {
 			return errs.New(errs.Invalid, "rootfsPropagation %q is unknown", name)
 		}
 		if prop != unix.MS_SLAVE { // a slave from the start: its master is on the host
-			c.setattr(root, 0, 0, 0, prop)
+			below := 0
+			if rec && prop != unix.MS_PRIVATE { // mounts that ask for more than the root keep it
+				below = unix.AT_RECURSIVE
+			}
+			c.setattr(root, below, 0, 0, prop)
 		}
 	}
-	if o.Spec.Root != nil && o.Spec.Root.Readonly {
+	if readonly {
 		c.setattr(root, 0, unix.MOUNT_ATTR_RDONLY, 0, 0)
 	}
 	return nil

@@ -176,6 +176,7 @@ var features = []struct {
 		o.Spec.Mounts = []specs.Mount{
 			{Destination: "/proc", Type: "proc", Source: "proc"},
 			{Destination: "/data", Type: "bind", Source: "/srv/data", Options: []string{"rbind", "unbindable"}},
+			{Destination: "/peer", Type: "bind", Source: "/srv/peer", Options: []string{"rbind", "rshared"}},
 		}
 		o.InOrder = true
 	}},
@@ -296,6 +297,9 @@ var features = []struct {
 		o.Spec.Process.Args = []string{"app", "arg"}
 		o.Spec.Process.Env = []string{"PATH=/usr/bin::/bin/", "A=B"}
 		o.Spec.Process.Cwd = "/var/../srv/dir"
+	}},
+	{"cwd-in-readonly-root", func(_ *paper, o *Options) {
+		o.Spec.Process.Cwd, o.Spec.Root.Readonly = "/srv/dir", true
 	}},
 	{"scheduling", func(_ *paper, o *Options) {
 		o.Spec.Process.Scheduler = &specs.Scheduler{Policy: specs.SchedBatch, Nice: -3, Flags: []specs.LinuxSchedulerFlag{specs.SchedFlagResetOnFork}}
@@ -482,6 +486,18 @@ func TestRefused(t *testing.T) {
 			o.Spec.Mounts = []specs.Mount{{Destination: "/proc/self", Source: "/y", Options: []string{"bind"}}}
 		}},
 		{"rootfsPropagation", errs.Invalid, func(o *Options) { o.Spec.Linux.RootfsPropagation = "sometimes" }},
+		{"sysctl net.core.x: it needs a namespace", errs.Invalid, func(o *Options) { // the launcher's own
+			o.Spec.Linux.Namespaces = append(o.Spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: "/proc/self/ns/net"})
+			o.Spec.Linux.Sysctl = map[string]string{"net.core.x": "1"}
+		}},
+		{"a host name needs a UTS namespace", errs.Invalid, func(o *Options) {
+			o.Spec.Linux.Namespaces = append(o.Spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UTSNamespace, Path: "/proc/self/ns/uts"})
+			o.Spec.Hostname = "h"
+		}},
+		{"sysctl kernel.hostname: it is what the configuration's hostname is for", errs.Invalid, func(o *Options) {
+			addNS(o.Spec, specs.UTSNamespace)
+			o.Spec.Linux.Sysctl = map[string]string{"kernel.hostname": "h"}
+		}},
 		{"sysctl net.core.x: it needs a namespace", errs.Invalid, func(o *Options) { o.Spec.Linux.Sysctl = map[string]string{"net.core.x": "1"} }},
 		{"soft limit 2 is above the hard limit 1", errs.Invalid, func(o *Options) {
 			o.Spec.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_AS", Soft: 2, Hard: 1}}
@@ -504,10 +520,10 @@ func TestRefused(t *testing.T) {
 			addNS(o.Spec, specs.NetworkNamespace)
 			o.Spec.Linux.NetDevices = map[string]specs.LinuxNetDevice{"eth0": {Name: "a/b"}}
 		}},
-		{`personality: domain "X"`, errs.Invalid, func(o *Options) { o.Spec.Linux.Personality = &specs.LinuxPersonality{Domain: "X"} }},
-		{`personality: flag "X"`, errs.Invalid, func(o *Options) {
-			o.Spec.Linux.Personality = &specs.LinuxPersonality{Domain: specs.PerLinux, Flags: []specs.LinuxPersonalityFlag{"X"}}
+		{"time namespace isn't enabled", errs.Invalid, func(o *Options) {
+			o.Spec.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"monotonic": {Secs: 1}}
 		}},
+		{`personality: domain "X"`, errs.Invalid, func(o *Options) { o.Spec.Linux.Personality = &specs.LinuxPersonality{Domain: "X"} }},
 		{"memory policy mode requires at least one node", errs.Invalid, func(o *Options) { o.Spec.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolBind} }},
 		{"memory policy mode requires 0 nodes but got 1", errs.Invalid, func(o *Options) {
 			o.Spec.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolDefault, Nodes: "0"}

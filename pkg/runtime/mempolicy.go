@@ -116,7 +116,7 @@ func (c *compiler) setPersonality(p *specs.LinuxPersonality) error {
 		return nil
 	}
 	if len(p.Flags) > 0 {
-		return errs.New(errs.Invalid, "personality: flag %q is unknown: the specification has none", p.Flags[0])
+		c.warn("personality: no flags are supported, as the specification has none: %q", p.Flags)
 	}
 	const linux, linux32 = 0, 8
 	var domain uint64

@@ -155,3 +155,27 @@ func (m *mountOptions) apply(f flagOption, rec bool) {
 	*set |= f.attr
 	*clr &^= f.attr
 }
+
+// flat is what options of a whole tree mean for a new filesystem, which is all of its tree.
+func (m *mountOptions) flat() {
+	for _, f := range flagOptions {
+		switch {
+		case f.attr == 0 || f.clear:
+		case m.setRec&f.attr != 0:
+			m.apply(f, false)
+		case m.clrRec&f.attr != 0:
+			m.flags &^= f.ms
+			m.set &^= f.attr
+		}
+	}
+	if m.clrRec&unix.MOUNT_ATTR__ATIME != 0 {
+		m.flags &^= unix.MS_NOATIME | unix.MS_STRICTATIME | unix.MS_RELATIME
+		m.set &^= unix.MOUNT_ATTR__ATIME
+		for _, f := range atimeOptions {
+			if !f.clear && m.setRec&unix.MOUNT_ATTR__ATIME == f.attr {
+				m.apply(f, false)
+			}
+		}
+	}
+	m.setRec, m.clrRec = 0, 0
+}

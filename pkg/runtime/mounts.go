@@ -126,10 +126,12 @@ func (c *compiler) planMount(o *Options, b *build, m *specs.Mount, tree *os.File
 		}
 		return c.planTree(o, b, m, plan, tree)
 	case m.Type == "cgroup" || m.Type == "cgroup2":
+		opts.flat()
 		return c.planCgroup(o, b, plan)
 	case !isLocal(m.Type):
 		return c.planForeign(o, b, m, plan)
 	default:
+		opts.flat()
 		plan.kind = mountFS
 		if err := c.checkOwners(b, opts.data); err != nil {
 			return err
@@ -141,7 +143,7 @@ func (c *compiler) planMount(o *Options, b *build, m *specs.Mount, tree *os.File
 		if plan.late {
 			opts.flags &^= unix.MS_RDONLY
 		}
-		if plan.source == "" || strings.HasPrefix(plan.source, "/") {
+		if plan.source == "" {
 			plan.source = m.Type
 		}
 		if dest == "dev" && m.Type == "tmpfs" {
@@ -230,18 +232,8 @@ func (c *compiler) planAttrs(o *Options, b *build, m *specs.Mount, plan mountPla
 	plan.isDir = st.Mode&unix.S_IFMT == unix.S_IFDIR
 	opts := plan.opts
 	plan.anew = plan.anew || o.InOrder && plan.isDir // a file has no place to be cloned from
-	// Private unless told otherwise: what is mounted below it here is nobody's business.
-	prop := opts.propagation
-	if prop == 0 || plan.anew && prop == unix.MS_UNBINDABLE { // which could not be cloned
-		prop = unix.MS_PRIVATE
-	}
-	if err := c.host.setMount(tree, true, unix.MountAttr{Propagation: prop, Attr_set: opts.setRec, Attr_clr: opts.clrRec}); err != nil {
-		return fmt.Errorf("set propagation: %w", err)
-	}
-	if opts.set|opts.clr != 0 {
-		if err := c.host.setMount(tree, false, unix.MountAttr{Attr_set: opts.set, Attr_clr: opts.clr}); err != nil {
-			return fmt.Errorf("set attributes: %w", err)
-		}
+	if err := c.setAttrs(o.Spec.Linux.RootfsPropagation, &plan, tree); err != nil {
+		return err
 	}
 	if err := c.sealSysfs(&plan, tree); err != nil {
 		return err
@@ -250,6 +242,40 @@ func (c *compiler) planAttrs(o *Options, b *build, m *specs.Mount, plan mountPla
 		return err
 	}
 	b.mounts = append(b.mounts, plan)
+	return nil
+}
+
+// setAttrs gives a detached tree the propagation and attributes of its options. Private unless told otherwise, by
+// its own options or as a slave of the host's by the root filesystem's: what is mounted below it here is nobody's
+// business. What an option says of the whole tree comes after what others say of its top.
+func (c *compiler) setAttrs(root string, plan *mountPlan, tree *os.File) error {
+	opts := plan.opts
+	prop := opts.propagation
+	if of, _ := propagation(root); prop == 0 && of == unix.MS_SLAVE {
+		prop = unix.MS_SLAVE
+	}
+	late := prop == unix.MS_UNBINDABLE && (plan.anew || !opts.propRec)
+	if prop == 0 || late { // it could not be cloned, or is the top's alone
+		prop = unix.MS_PRIVATE
+	}
+	for _, step := range []struct {
+		rec  bool
+		attr unix.MountAttr
+	}{
+		{true, unix.MountAttr{Propagation: prop}},
+		{false, unix.MountAttr{Attr_set: opts.set, Attr_clr: opts.clr}},
+		{true, unix.MountAttr{Attr_set: opts.setRec, Attr_clr: opts.clrRec}},
+	} {
+		if step.attr == (unix.MountAttr{}) {
+			continue
+		}
+		if err := c.host.setMount(tree, step.rec, step.attr); err != nil {
+			return fmt.Errorf("set attributes: %w", err)
+		}
+	}
+	if late && !plan.anew {
+		return c.host.setMount(tree, false, unix.MountAttr{Propagation: unix.MS_UNBINDABLE})
+	}
 	return nil
 }
 
@@ -272,7 +298,7 @@ func (c *compiler) planForeign(o *Options, b *build, m *specs.Mount, plan mountP
 			list = append(list, sys.MountOption{Key: f.name})
 		}
 	}
-	for _, d := range opts.data {
+	for _, d := range splitOptions(opts.data) {
 		k, v := cutOption(d)
 		list = append(list, sys.MountOption{Key: k, Value: v})
 	}
@@ -283,6 +309,27 @@ func (c *compiler) planForeign(o *Options, b *build, m *specs.Mount, plan mountP
 	plan.kind = mountTree
 	plan.tree = c.files.add(tree, true)
 	return c.planAttrs(o, b, m, plan, tree)
+}
+
+// splitOptions are a filesystem's options, one by one: several may stand in a word, as mount(8) writes them. A comma
+// that is quoted or escaped (in a label, in a layer's path) does not end one.
+func splitOptions(words []string) []string {
+	var out []string
+	for _, w := range words {
+		from, quoted := 0, false
+		for i := 0; i < len(w); i++ {
+			switch {
+			case w[i] == '\\':
+				i++
+			case w[i] == '"':
+				quoted = !quoted
+			case w[i] == ',' && !quoted:
+				out, from = append(out, w[from:i]), i+1
+			}
+		}
+		out = append(out, w[from:])
+	}
+	return slices.DeleteFunc(out, func(o string) bool { return o == "" })
 }
 
 func cutOption(o string) (key, value string) {

@@ -36,6 +36,7 @@ type namespaces struct {
 	unshare    uintptr // those of create that the program makes itself; the others come with its process
 	joined     uintptr // by the program
 	entered    uintptr // by the launcher, before there is a process
+	hosts      uintptr // of those that are joined, by a path to the launcher's own
 	joins      []join
 	hostMounts int      // child descriptor of the mount namespace to start in, 0: the launcher's
 	user       *os.File // the user namespace that is joined, when it came so; perhaps a pidfd
@@ -51,6 +52,26 @@ func (n *namespaces) all() uintptr { return n.create | n.joined }
 
 // has reports whether the process is in a namespace of that type that is not the launcher's.
 func (n *namespaces) has(flag uintptr) bool { return (n.all()|n.entered)&flag != 0 }
+
+// private is has, where what is set in the namespace is not set for the launcher, too.
+func (n *namespaces) private(flag uintptr) bool { return n.has(flag) && n.hosts&flag == 0 }
+
+// isOwn reports whether f is open on the launcher's own namespace of that type.
+func isOwn(f *os.File, t specs.LinuxNamespaceType) bool {
+	name := string(t)
+	switch t {
+	case specs.NetworkNamespace:
+		name = "net"
+	case specs.MountNamespace:
+		name = "mnt"
+	}
+	own, err := os.Stat("/proc/self/ns/" + name)
+	if err != nil {
+		return false
+	}
+	st, err := f.Stat()
+	return err == nil && os.SameFile(own, st)
+}
 
 // early: the program makes the PID or time namespace, and its child, the first process in it, does the rest.
 func (n *namespaces) early() bool {
@@ -82,7 +103,9 @@ func (c *compiler) planNamespaces(list []specs.LinuxNamespace, byFD map[specs.Li
 			if f, err = os.OpenFile(n.Path, os.O_RDONLY, 0); err != nil {
 				return fmt.Errorf("%s namespace: %w", n.Type, err)
 			}
-			ours = true
+			if ours = true; isOwn(f, n.Type) {
+				ns.hosts |= flag
+			}
 		}
 		if f == nil {
 			ns.create |= flag

@@ -72,6 +72,7 @@ func TestSysctlNames(t *testing.T) {
 		"kernel.shm_rmid_forced":            {"sys/kernel/shm_rmid_forced", unix.CLONE_NEWIPC},
 		"fs.mqueue.msg_max":                 {"sys/fs/mqueue/msg_max", unix.CLONE_NEWIPC},
 		"kernel.domainname":                 {"sys/kernel/domainname", unix.CLONE_NEWUTS},
+		"user.max_mnt_namespaces":           {"sys/user/max_mnt_namespaces", unix.CLONE_NEWUSER},
 		"kernel.core_pattern":               {"sys/kernel/core_pattern", 0},
 		"vm.overcommit_memory":              {"sys/vm/overcommit_memory", 0},
 		"kernel.shm_rmid_forced.kernel.sem": {"sys/kernel/shm_rmid_forced/kernel/sem", 0},

@@ -81,6 +81,9 @@ func (c *compiler) plan(o *Options, b *build) error {
 		return errs.New(errs.Unsupported, "container %s: a mount namespace cannot be joined together with a new user namespace, who may mount nothing there: make both new, or join both", o.ID)
 	}
 	c.latePID = b.ns.late()
+	if len(l.TimeOffsets) > 0 && !b.ns.has(unix.CLONE_NEWTIME) {
+		return errs.New(errs.Invalid, "container %s: time namespace offsets specified, but time namespace isn't enabled in the config", o.ID)
+	}
 	b.userns = b.ns.all()&unix.CLONE_NEWUSER != 0
 	if err := c.planUserns(o.ID, b); err != nil {
 		return err
@@ -315,7 +318,7 @@ func (c *compiler) begin(tasks []int) {
 
 // identity names the host.
 func (c *compiler) identity(spec *specs.Spec, ns *namespaces) error {
-	if (spec.Hostname != "" || spec.Domainname != "") && !ns.has(unix.CLONE_NEWUTS) {
+	if (spec.Hostname != "" || spec.Domainname != "") && !ns.private(unix.CLONE_NEWUTS) {
 		return errs.New(errs.Invalid, "a host name needs a UTS namespace: without one it would be the host's")
 	}
 	if spec.Hostname != "" {

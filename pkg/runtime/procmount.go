@@ -112,6 +112,7 @@ func (c *compiler) compileProc(m *mountPlan) {
 
 // createProc configures the filesystem context in aux and makes a mount of it.
 func (c *compiler) createProc(m *mountPlan, mnt program.Slot) {
+	c.p.Call(unix.SYS_FSCONFIG, c.aux.Val(), num(unix.FSCONFIG_SET_STRING), c.p.Str("source"), c.p.Str(m.source), num(0))
 	for _, o := range m.opts.data {
 		k, v := cutOption(o)
 		c.p.Call(unix.SYS_FSCONFIG, c.aux.Val(), num(unix.FSCONFIG_SET_STRING), c.p.Str(k), c.p.Str(v), num(0))

@@ -23,9 +23,12 @@ func (c *compiler) sysctls(values map[string]string, ns *namespaces) error {
 		if err != nil {
 			return err
 		}
+		if path == "sys/kernel/hostname" {
+			return errs.New(errs.Invalid, "sysctl %s: it is what the configuration's hostname is for, and in conflict with it", name)
+		}
 		if flag := sysctlNamespace(path); flag == 0 {
 			return errs.New(errs.Invalid, "sysctl %s: it is not one of a namespace: it would be the host's", name)
-		} else if !ns.has(flag) {
+		} else if !ns.private(flag) {
 			return errs.New(errs.Invalid, "sysctl %s: it needs a namespace that the configuration has not", name)
 		}
 		if strings.IndexByte(values[name], 0) >= 0 {
@@ -87,6 +90,9 @@ func sysctlNamespace(path string) uintptr {
 	}
 	if strings.HasPrefix(path, "sys/fs/mqueue/") {
 		return unix.CLONE_NEWIPC
+	}
+	if strings.HasPrefix(path, "sys/user/") { // how much a user namespace may make
+		return unix.CLONE_NEWUSER
 	}
 	name, ok := strings.CutPrefix(path, "sys/kernel/")
 	if !ok {

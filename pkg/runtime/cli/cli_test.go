@@ -341,7 +341,7 @@ func TestEnviron(t *testing.T) {
 		{"HOME=/x HOME=", "HOME=/root", 0},
 		{"", "HOME=/", 77},
 	} {
-		if got := strings.Join(environ(strings.Fields(c.env), root, c.uid), " "); got != c.want {
+		if got := strings.Join(environ(strings.Fields(c.env), passwdOf(root), c.uid), " "); got != c.want {
 			t.Errorf("%q for %d: %q, want %q", c.env, c.uid, got, c.want)
 		}
 	}
@@ -352,7 +352,7 @@ func TestEnviron(t *testing.T) {
 	if err := syscall.Mkfifo(passwd, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if got := home(root, 0); got != "/" {
+	if got := home(passwdOf(root), 0); got != "/" {
 		t.Errorf("the home of a fifo's root is %s", got)
 	}
 	if err := os.Remove(passwd); err != nil {
@@ -361,7 +361,7 @@ func TestEnviron(t *testing.T) {
 	if err := os.Symlink("/etc/passwd", passwd); err != nil {
 		t.Fatal(err)
 	}
-	if got := home(root, 0); got != "/" {
+	if got := home(passwdOf(root), 0); got != "/" {
 		t.Errorf("through a link that leads to itself the home is %s", got)
 	}
 }

@@ -352,7 +352,7 @@ func (cr *creation) prepare() error {
 	if err != nil && !(cr.app.confined && errors.Is(err, os.ErrPermission)) { // it may be another user's of the namespace
 		return fmt.Errorf("root filesystem: %w", err)
 	}
-	cr.config.Process.Env = environ(append(cr.config.Process.Env, cr.extraEnv...), root, cr.config.Process.User.UID)
+	cr.config.Process.Env = environ(append(cr.config.Process.Env, cr.extraEnv...), passwdToBe(cr.bundle, cr.config.Mounts, root), cr.config.Process.User.UID)
 	if root != nil {
 		root.Close()
 	}

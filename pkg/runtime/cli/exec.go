@@ -139,7 +139,7 @@ func (e *execution) start(c *container, spec *specs.Spec, proc *specs.Process) (
 	if err != nil && !(e.app.confined && errors.Is(err, os.ErrPermission)) {
 		return nil, nil, err
 	}
-	proc.Env = environ(append(proc.Env, env...), root, proc.User.UID)
+	proc.Env = environ(append(proc.Env, env...), passwdOf(root), proc.User.UID)
 	if root != nil {
 		root.Close()
 	}
