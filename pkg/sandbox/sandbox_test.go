@@ -295,6 +295,12 @@ func TestOOMIsTheReason(t *testing.T) {
 	if c := w.awaitState(id, Exited); c.Reason != "OOMKilled" {
 		t.Fatalf("container %+v", c)
 	}
+	id = w.create(w.runPod("b"), "c") // of which a child or an exec was killed
+	w.start(id)
+	w.m.exit(id, 0, true)
+	if c := w.awaitState(id, Exited); c.Reason != "Completed" {
+		t.Fatalf("container %+v", c)
+	}
 }
 
 func TestUnknownObjects(t *testing.T) {
