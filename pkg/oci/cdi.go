@@ -32,8 +32,7 @@ func (t *translation) cdi() error {
 		return errs.New(errs.Invalid, "CDI_devices: %q: %w", names, err)
 	}
 	t.findImageVolumes()
-	t.user.groups = t.spec.Process.User.AdditionalGids // devices may come with groups
-	return t.tellUser()
+	return nil
 }
 
 // findImageVolumes looks their mounts up again: the library sorts the list.

@@ -202,6 +202,11 @@ var features = []struct {
 			{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"ro"}},
 		}
 	}},
+	{"rootless-placed", func(p *paper, o *Options) {
+		rootlessSpec(p, o)
+		addNS(o.Spec, specs.CgroupNamespace)
+		o.Cgroup, o.Place = place{p.dir}, func(int, bool) error { return nil }
+	}},
 	{"rootless-pod", func(p *paper, o *Options) {
 		rootlessSpec(p, o)
 		addNS(o.Spec, specs.NetworkNamespace)

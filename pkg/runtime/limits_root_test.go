@@ -3,6 +3,10 @@
 package runtime_test
 
 import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -58,6 +62,80 @@ func TestCgroup(t *testing.T) {
 	if err != nil || strings.Count(r.out, ":"+path+"\n") != strings.Count(r.out, "\n") {
 		t.Errorf("exec: %+v, %v", r, err)
 	}
+}
+
+// TestPlaced: a process that is not born in its cgroup is put there before it makes its namespaces, and while nothing of
+// it has happened.
+func TestPlaced(t *testing.T) {
+	testroot.NeedRoot(t)
+	root := testroot.Rootfs(t, t.TempDir())
+	host, err := cgroup.Probe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer host.Close()
+	if host.Mode() == cgroup.V1 {
+		testroot.Skip(t, "there is no unified hierarchy")
+	}
+	g, err := host.Create(testroot.Cgroup(t)+"/put", cgroup.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { g.Delete(t.Context()) })
+	put := func(pid int, born bool) error {
+		if born {
+			return errors.New("born nowhere, but said to be there")
+		}
+		dir, err := g.Dir()
+		if err != nil {
+			return err
+		}
+		defer dir.Close()
+		return os.WriteFile(fmt.Sprintf("/proc/self/fd/%d/cgroup.procs", dir.Fd()), []byte(strconv.Itoa(pid)), 0)
+	}
+	for _, types := range [][]specs.LinuxNamespaceType{{specs.CgroupNamespace}, {specs.CgroupNamespace, specs.PIDNamespace, specs.TimeNamespace}} {
+		s := spec(root, "cat /proc/self/cgroup")
+		s.Hostname, s.Linux.Namespaces = "", []specs.LinuxNamespace{{Type: specs.MountNamespace}}
+		for _, n := range types {
+			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: n})
+		}
+		for _, gate := range []bool{false, true} {
+			r, err := run(t, runtime.Options{Spec: s, Place: put, Gate: gate})
+			if err != nil {
+				t.Fatal(err)
+			}
+			has(t, r.out, "0::/")
+		}
+		if _, err := run(t, runtime.Options{Spec: s, Place: func(int, bool) error { return errors.New("no room") }}); err == nil || !strings.Contains(err.Error(), "no room") {
+			t.Errorf("who could not be placed: %v", err)
+		}
+	}
+	if pids, err := g.Pids(); err != nil || len(pids) > 0 {
+		t.Errorf("processes %v are left, %v", pids, err)
+	}
+	s := spec(root, "")
+	s.Process.Args = []string{"sleep", "1000"}
+	c := begin(t, runtime.Options{Spec: s, Place: put})
+	for _, tty := range []bool{false, true} {
+		r, err := c.exec(t, "cat /proc/self/cgroup", func(o *runtime.ExecOptions) { o.Place, o.Gate = put, tty })
+		if err != nil {
+			t.Fatal(err)
+		}
+		has(t, r.out, "0::"+g.Path())
+	}
+	// One that may be born there is.
+	r, err := c.exec(t, "cat /proc/self/cgroup", func(o *runtime.ExecOptions) {
+		o.Cgroup, o.Place = g, func(_ int, born bool) error {
+			if !born {
+				return errors.New("not born there")
+			}
+			return nil
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	has(t, r.out, "0::"+g.Path())
 }
 
 func TestSeccomp(t *testing.T) {

@@ -41,6 +41,8 @@ type Options struct {
 	Namespaces map[specs.LinuxNamespaceType]*os.File
 	// Cgroup is made and limited already. Nil: the launcher's cgroups.
 	Cgroup Cgroup
+	// Place puts the process into Cgroup where its launcher may not have it born there (launch.Request.Place). Nil: it may.
+	Place func(pid int, born bool) error
 	// Gate stops the program when all is done but the user's program has not been exec'd.
 	Gate bool
 	// Clamp reduces capabilities and hard limits that this process may not give to what it may; without
@@ -85,13 +87,14 @@ type Options struct {
 
 // ExecOptions are what PrepareExec makes a further process of a container of. Files stay the caller's.
 type ExecOptions struct {
-	ID      string         // of the container, for errors and its session keyring
-	Spec    *specs.Spec    // of the container: its namespaces, mappings, seccomp profile; not modified
-	Process *specs.Process // what to run; nil capabilities are none
-	Pid     int            // of the container's process
-	Pidfd   *os.File       // of the same; nil: opened from Pid
-	Cgroup  Cgroup         // the container's; nil: the launcher's
-	Bundle  string         // of the container, for its seccomp agent
+	ID      string                         // of the container, for errors and its session keyring
+	Spec    *specs.Spec                    // of the container: its namespaces, mappings, seccomp profile; not modified
+	Process *specs.Process                 // what to run; nil capabilities are none
+	Pid     int                            // of the container's process
+	Pidfd   *os.File                       // of the same; nil: opened from Pid
+	Cgroup  Cgroup                         // the container's; nil: the launcher's
+	Bundle  string                         // of the container, for its seccomp agent
+	Place   func(pid int, born bool) error // as in Options
 
 	Gate, Clamp, NoKeyring, StdioOwner, Confined bool // as in Options
 	ExtraFiles                                   []*os.File

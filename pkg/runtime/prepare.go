@@ -92,6 +92,7 @@ func (c *compiler) plan(o *Options, b *build) error {
 	if b.tasks, err = c.planCgroupPlace(o.Cgroup); err != nil {
 		return err
 	}
+	c.req.Held, c.req.Place = o.Place != nil, o.Place
 	for _, f := range o.RdtTasks {
 		b.tasks = append(b.tasks, c.files.add(f, false))
 	}
@@ -309,6 +310,11 @@ func (c *compiler) begin(tasks []int) {
 	last := launch.FirstFD + len(c.files.child) // the console socket, when there is one
 	c.p.Call(unix.SYS_CLOSE_RANGE, num(last+1), num(1<<32-1), num(0))
 	c.p.Call(unix.SYS_UMASK, num(0))
+	if c.req.Held { // before any namespace is made: that of cgroups has its root where we are
+		c.p.Subject("wait for the cgroup")
+		c.p.Report(num(launch.ReportFD), launch.RecordStop)
+		c.p.Token(num(launch.GateFD))
+	}
 	for _, fd := range tasks {
 		// "0" is the writer itself: a single thread that moves itself need not wait for anybody.
 		c.p.Subject("join the cgroup")

@@ -394,7 +394,11 @@ func createError(name, podID string, err error) error {
 func (m *Manager) namespaces(pod *podRecord) map[specs.LinuxNamespaceType]string {
 	out := map[specs.LinuxNamespaceType]string{}
 	for _, t := range podNamespaces(pod.Config.M) {
-		out[t] = namespacePath(pod.HolderPid, t)
+		name := string(t)
+		if t == specs.NetworkNamespace {
+			name = "net"
+		}
+		out[t] = fmt.Sprintf("/proc/%d/ns/%s", pod.HolderPid, name)
 	}
 	return out
 }

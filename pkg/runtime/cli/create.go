@@ -378,7 +378,7 @@ func (cr *creation) options(out [2]*os.File) runtime.Options {
 		ID: cr.id, Spec: cr.config, Bundle: cr.bundle, Cgroup: cr.c.where(cr.group), Gate: true, NoPivot: cr.noPivot,
 		NoKeyring: cr.noKeyring, ExtraFiles: cr.extra, StdioOwner: true,
 		Detached: !cr.stays, HookOutput: out, RdtTasks: cr.rdt,
-		HostVisible: true, InOrder: true, Mountinfo: cr.host.Mountinfo(),
+		HostVisible: true, InOrder: true, Mountinfo: cr.host.Mountinfo(), Place: cr.placing(),
 	}
 }
 

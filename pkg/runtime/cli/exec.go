@@ -14,6 +14,7 @@ import (
 	"github.com/cri-server/cri-server/pkg/runtime"
 	"github.com/cri-server/cri-server/pkg/runtime/cli/internal/decode"
 	"github.com/cri-server/cri-server/pkg/runtime/launch"
+	"github.com/cri-server/cri-server/pkg/runtime/systemd"
 	"github.com/cri-server/cri-server/pkg/sys"
 )
 
@@ -150,7 +151,7 @@ func (e *execution) start(c *container, spec *specs.Spec, proc *specs.Process) (
 	// The gate keeps the process from writing before its terminal is set up.
 	prep, err := runtime.PrepareExec(context.Background(), runtime.ExecOptions{
 		ID: c.ID, Spec: spec, Process: proc, Pid: c.Pid, Pidfd: pidfd, Cgroup: place, ExtraFiles: extra, StdioOwner: true, Bundle: c.Bundle,
-		Gate: proc.Terminal, Confined: e.app.confined,
+		Gate: proc.Terminal, Confined: e.app.confined, Place: e.placing(c, g),
 	})
 	if err != nil {
 		return nil, nil, err
@@ -205,6 +206,25 @@ func (e *execution) group(c *container) (runtime.Cgroup, error) {
 	return parseSubgroup(g, h, e.cgroup)
 }
 
+// placing is creation's for a further process: born where it belongs, or moved there by the user's systemd.
+func (e *execution) placing(c *container, g runtime.Cgroup) func(int, bool) error {
+	if !c.held() {
+		return nil
+	}
+	below := ""
+	if s, ok := g.(*subgroup); ok {
+		below = s.all
+	}
+	return func(pid int, born bool) error {
+		if born {
+			return nil
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), teardown)
+		defer cancel()
+		return systemd.Attach(ctx, *c.Unit, c.Cgroup, below, pid)
+	}
+}
+
 // build is the process: that of a file, or the container's own with what the flags change.
 func (e *execution) build(spec *specs.Spec, args []string) (*specs.Process, error) {
 	if e.process != "" {
@@ -216,7 +236,6 @@ func (e *execution) build(spec *specs.Spec, args []string) (*specs.Process, erro
 		if err := decode.JSON(data, &p); err != nil {
 			return nil, fmt.Errorf("%s: %w", e.process, err)
 		}
-		inherit(&p, spec.Process)
 		return &p, checkProcess(&p)
 	}
 	if len(args) == 0 {
@@ -242,32 +261,6 @@ func (e *execution) build(spec *specs.Spec, args []string) (*specs.Process, erro
 		return nil, err
 	}
 	return p, checkProcess(p)
-}
-
-// inherit gives a process that a file describes what the file does not speak of and the container's process has, as far
-// as it confines or sets its share: not its user, environment and resource limits.
-func inherit(p, of *specs.Process) {
-	if p.Capabilities == nil {
-		p.Capabilities = of.Capabilities
-	}
-	if p.User.Umask == nil {
-		p.User.Umask = of.User.Umask
-	}
-	if p.ApparmorProfile == "" {
-		p.ApparmorProfile = of.ApparmorProfile
-	}
-	if p.SelinuxLabel == "" {
-		p.SelinuxLabel = of.SelinuxLabel
-	}
-	if p.IOPriority == nil {
-		p.IOPriority = of.IOPriority
-	}
-	if p.Scheduler == nil {
-		p.Scheduler = of.Scheduler
-	}
-	if p.ExecCPUAffinity == nil {
-		p.ExecCPUAffinity = of.ExecCPUAffinity
-	}
 }
 
 // addCaps adds to what the container has. Ambient capabilities need inheritable ones, which are not added.

@@ -56,7 +56,8 @@ func (cr *creation) place() error {
 	if !systemd.Booted() {
 		return errors.New("systemd not running on this host, cannot use systemd cgroups manager")
 	}
-	unit, err := systemd.ParsePath(l.CgroupsPath, cr.id, os.Geteuid() != 0)
+	user := os.Geteuid() != 0 || cr.app.confined && cr.app.loose && systemd.Session(context.Background())
+	unit, err := systemd.ParsePath(l.CgroupsPath, cr.id, user)
 	if err != nil {
 		return err
 	}
@@ -80,10 +81,14 @@ func (cr *creation) limit() error {
 	if owner, ok := delegate(cr.config); ok && !cr.app.confined {
 		opts.Owner = &owner
 	}
+	res := cr.config.Linux.Resources
+	if cr.app.confined {
+		res = withoutDevices(res)
+	}
 	if cr.unit != nil {
 		cr.scope = &systemd.Scope{
 			Unit: *cr.unit, Description: "libcontainer container " + cr.unit.Container, // as runc has it
-			Group: cr.group, Resources: cr.config.Linux.Resources, Create: opts, Extra: cr.properties,
+			Group: cr.group, Resources: res, Create: opts, Extra: cr.properties,
 		}
 		return cr.scope.Prepare()
 	}
@@ -91,16 +96,34 @@ func (cr *creation) limit() error {
 		return err
 	}
 	if cr.app.confined {
-		return cr.group.Update(withoutDevices(cr.config.Linux.Resources))
+		return cr.group.Update(res)
 	}
-	return cr.group.Apply(cr.config.Linux.Resources)
+	return cr.group.Apply(res)
 }
 
-// adopt makes systemd know the scope of the process, which waits at its first gate.
-func (cr *creation) adopt(pid int) error {
-	if cr.scope == nil {
+// placing is how the process comes into the scope of an ordinary user, who may not have it born there wherever he is: it waits
+// before its first step, and his systemd takes it from where it is.
+func (cr *creation) placing() func(int, bool) error {
+	if !cr.c.held() {
 		return nil
 	}
+	return func(pid int, _ bool) error { return cr.adoptScope(pid) }
+}
+
+// held: processes of the container wait before their first step for systemd to move them.
+func (c *container) held() bool {
+	return c.Unit != nil && c.Unit.User && !c.NoCgroup
+}
+
+// adopt makes systemd know the scope of the process, which waits at its first gate, unless it does already.
+func (cr *creation) adopt(pid int) error {
+	if cr.scope == nil || cr.prep != nil && cr.prep.Request.Held {
+		return nil
+	}
+	return cr.adoptScope(pid)
+}
+
+func (cr *creation) adoptScope(pid int) error {
 	ctx, cancel := context.WithTimeout(context.Background(), teardown)
 	defer cancel()
 	err := cr.scope.Adopt(ctx, pid)
@@ -121,6 +144,11 @@ func (c *container) removeGroup(ctx context.Context, g *cgroup.Group) error {
 	if c.Unit != nil {
 		if err := g.Kill(ctx); err != nil {
 			return err
+		}
+		if c.held() { // and not there yet
+			if err := c.dismiss(ctx); err != nil {
+				return err
+			}
 		}
 		if err := systemd.Forget(ctx, *c.Unit); err != nil {
 			return err

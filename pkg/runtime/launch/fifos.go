@@ -39,7 +39,7 @@ func StartDetached(dir *os.File, req *Request, files []*os.File, stdio [3]*os.Fi
 	}
 	defer f.childReport.Close()
 	defer f.childGate.Close()
-	if req.Stop || req.Notify != nil {
+	if req.Stop || req.Notify != nil || req.Held {
 		if f.gate, err = sys.OpenAt(dir, GateFifo, os.O_WRONLY|unix.O_NOFOLLOW, 0, sys.Beneath); err != nil {
 			f.report.Close()
 			return nil, fmt.Errorf("start detached: %w", err)

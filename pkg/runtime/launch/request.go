@@ -77,6 +77,12 @@ type Request struct {
 	StdioOwner       *Owner   // new owner of those stdio files that are pipes, nil to leave them
 	Stop             bool     // the program stops once before it leaves the launcher's root, until Process.Continue
 	Notify           *Notify  // who gets the listener of the program's seccomp filter, nil for a filter without
+	Held             bool     // the program stops before its first step, until Place has returned
+
+	// Place puts a held program, process pid (with Nested the one that will make the process), into its cgroup. Where
+	// Cgroup is one that the launcher may give birth in, it was born there; else it is where the launcher is. An error
+	// ends it, and is that of Start. Place does not travel: who has one launches.
+	Place func(pid int, born bool) error
 }
 
 // Notify says who gets a seccomp listener: the message and the descriptor go to a unix socket.
@@ -92,7 +98,7 @@ func (r *Request) Gated() bool {
 }
 
 // reads reports whether the program of r reads the descriptor of its gate at all.
-func (r *Request) reads() bool { return r.Gated() || r.Stop || r.Notify != nil }
+func (r *Request) reads() bool { return r.Gated() || r.Stop || r.Notify != nil || r.Held }
 
 // ConsoleFD is the number of the console socket in the program's process.
 func (r *Request) ConsoleFD() int { return FirstFD + len(r.Files) }
@@ -104,6 +110,9 @@ func (r *Request) check(n int) error {
 			return fmt.Errorf("launch request: %s is descriptor %d of %d", what, i, n)
 		}
 		return nil
+	}
+	if r.Held != (r.Place != nil) {
+		return fmt.Errorf("launch request: held %v, and to be placed %v", r.Held, r.Place != nil)
 	}
 	if err := in("program", r.Program, 0); err != nil {
 		return err

@@ -37,6 +37,7 @@ type starter struct {
 	gate   *os.File   // write end
 	cons   int        // our end of the console socket, -1
 	pidfd  int
+	born   bool // in the request's cgroup
 }
 
 func start(req *Request, files []*os.File, stdio [3]*os.File, fifos *fifos) (*Process, error) {
@@ -84,7 +85,13 @@ func (s *starter) run(pid int) (*Process, error) {
 		p.setPidfd(s.pidfd)
 	}
 	s.pidfd = -1
-	gated, err := p.follow()
+	gated, err := false, error(nil)
+	if s.req.Held {
+		err = s.place(p, pid)
+	}
+	if err == nil {
+		gated, err = p.follow()
+	}
 	switch {
 	case err == nil && gated && s.req.Stop:
 		p.stopped = s.req
@@ -101,6 +108,21 @@ func (s *starter) run(pid int) (*Process, error) {
 		return nil, p.abandon(err)
 	}
 	return p, nil
+}
+
+// place has a held program put into its cgroup, and lets it go on.
+func (s *starter) place(p *Process, pid int) error {
+	held, err := p.follow()
+	if err == nil && !held {
+		err = errors.New("start program: it did not wait for its cgroup")
+	}
+	if err == nil {
+		err = s.req.Place(pid, s.born)
+	}
+	if err == nil {
+		err = p.token()
+	}
+	return err
 }
 
 // Continue lets a program with Request.Stop go on, and is to be called once. It returns as Start does
@@ -135,6 +157,10 @@ func (p *Process) settle(req *Request, gated bool) error {
 	}
 	if p.self == nil {
 		return errors.New("start program: it reported no process")
+	}
+	if !gated && p.gate != nil { // Release has nothing to do
+		p.gate.Close()
+		p.gate = nil
 	}
 	if p.init != nil && p.report == nil {
 		_, _ = p.init.reap() // it has nothing left to do but to exit
@@ -359,7 +385,7 @@ func (s *starter) fork(attr *syscall.ProcAttr) (int, error) {
 		name = "init"
 	}
 	if len(s.req.Enter) == 0 {
-		return syscall.ForkExec(argv0, []string{name}, attr)
+		return s.birth(argv0, name, attr)
 	}
 	pid := 0
 	err := sys.OnThread(func() (err error) {
@@ -368,9 +394,21 @@ func (s *starter) fork(attr *syscall.ProcAttr) (int, error) {
 				return os.NewSyscallError("setns", err)
 			}
 		}
-		pid, err = syscall.ForkExec(argv0, []string{name}, attr)
+		pid, err = s.birth(argv0, name, attr)
 		return err
 	})
+	return pid, err
+}
+
+// birth makes the process in its cgroup. A user may do so only where he may write the cgroup.procs of a group above both
+// his own and that one (cgroups(7), delegation containment); what will be placed is elsewhere born where we are.
+func (s *starter) birth(argv0, name string, attr *syscall.ProcAttr) (int, error) {
+	s.born = attr.Sys.UseCgroupFD
+	pid, err := syscall.ForkExec(argv0, []string{name}, attr)
+	if s.born && s.req.Held && err == unix.EACCES {
+		s.born, attr.Sys.UseCgroupFD = false, false
+		pid, err = syscall.ForkExec(argv0, []string{name}, attr)
+	}
 	return pid, err
 }
 

@@ -12,7 +12,7 @@ func sample() *Request {
 		Name: "pause", Cloneflags: 0x6c000000, UIDMaps: []IDMap{{0, 100000, 65536}}, GIDMaps: []IDMap{{0, 100000, 65536}, {65536, 7, 1}},
 		Setgroups: true, Enter: []Enter{{2, 0x40000000}}, Program: 3, Cgroup: -1, Files: []int{0, 1, 2}, Nested: true, Gate: true,
 		OOMScoreAdj: &adj, Rlimits: []Rlimit{{7, 1024, 1<<64 - 1}}, Terminal: true, StdioOwner: &Owner{1000, 1 << 31},
-		Scheduler: []byte{8, 0, 0, 0, 3, 0, 0, 0}, Stop: true, Notify: &Notify{Socket: 2, Message: []string{`{"pid":`, `}`}},
+		Scheduler: []byte{8, 0, 0, 0, 3, 0, 0, 0}, Stop: true, Held: true, Notify: &Notify{Socket: 2, Message: []string{`{"pid":`, `}`}},
 	}
 }
 
@@ -61,7 +61,7 @@ func FuzzUnmarshal(f *testing.F) {
 }
 
 func TestCheck(t *testing.T) {
-	for _, r := range []Request{{Program: 2}, {Program: -1}, {Cgroup: 2}, {Cgroup: -2}, {Files: []int{-1}}, {Enter: []Enter{{2, 0}}}} {
+	for _, r := range []Request{{Program: 2}, {Program: -1}, {Cgroup: 2}, {Cgroup: -2}, {Files: []int{-1}}, {Enter: []Enter{{2, 0}}}, {Held: true}} {
 		if _, err := Start(&r, nil, [3]*os.File{}); err == nil {
 			t.Errorf("%+v starts", r)
 		}

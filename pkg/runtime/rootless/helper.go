@@ -212,6 +212,7 @@ func (h *helper) receive(o *runtime.Options) (*runtime.Prepared, error) {
 		sys.CloseAll(files)
 		return nil, err
 	}
+	req.Place = o.Place
 	return runtime.Received(req, files, a.Warnings, h.explain, h.close), nil
 }
 

@@ -46,6 +46,7 @@ type order struct {
 	StdioOwner   bool
 	Detached     bool
 	InOrder      bool
+	Held         bool   // the caller has a Place
 	Unprivileged bool   // the caller has no capabilities
 	User         bool   // the helper is in the user namespace of the container
 	CgroupPath   string // "": no cgroup
@@ -264,7 +265,7 @@ func entrance(ns *specs.LinuxNamespace, join int) *program.Program {
 func newOrder(o *runtime.Options) *order {
 	return &order{
 		ID: o.ID, Bundle: o.Bundle, Spec: o.Spec, Gate: o.Gate, NoPivot: o.NoPivot, NoKeyring: o.NoKeyring, StdioOwner: o.StdioOwner,
-		Detached: o.Detached, InOrder: o.InOrder, Unprivileged: os.Geteuid() != 0, User: user(o.Spec.Linux) != nil,
+		Detached: o.Detached, InOrder: o.InOrder, Held: o.Place != nil, Unprivileged: os.Geteuid() != 0, User: user(o.Spec.Linux) != nil,
 		Rdt: len(o.RdtTasks), Extra: len(o.ExtraFiles),
 	}
 }
@@ -326,9 +327,13 @@ func memory(name string, data []byte) (*os.File, error) {
 // options are what the helper prepares with. The user namespace is its own, whatever the configuration says
 // of how it came to be.
 func (ord *order) options() runtime.Options {
-	return runtime.Options{
+	o := runtime.Options{
 		ID: ord.ID, Spec: ord.Spec, Bundle: ord.Bundle, Gate: ord.Gate, NoPivot: ord.NoPivot, NoKeyring: ord.NoKeyring, StdioOwner: ord.StdioOwner,
 		Detached: ord.Detached, InOrder: ord.InOrder, Confined: true, UserFirst: ord.Unprivileged,
 		Namespaces: map[specs.LinuxNamespaceType]*os.File{},
 	}
+	if ord.Held {
+		o.Place = func(int, bool) error { return nil } // the caller starts the program, with his own
+	}
+	return o
 }

@@ -2,7 +2,12 @@ package systemd
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"os"
 	"path"
+	"strconv"
+	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -25,6 +30,25 @@ func Path(ctx context.Context, u Unit) (string, error) {
 	return path.Join(base, rel), err
 }
 
+// Session reports whether the manager that the environment names is that of a user who is not root: as root of a user
+// namespace is, unless it is a machine of its own with a systemd for it.
+func Session(ctx context.Context) bool {
+	c, err := Dial(ctx, true)
+	if err != nil {
+		return false
+	}
+	defer c.Close()
+	base, err := c.Base(ctx)
+	return err == nil && ofUser(base)
+}
+
+// ofUser: the cgroup is that of the manager of a user who is not root.
+func ofUser(base string) bool {
+	name, ok := strings.CutPrefix(path.Base(base), "user@")
+	uid, unit := strings.CutSuffix(name, ".service")
+	return ok && unit && uid != "0"
+}
+
 // Scope is a container's unit and what it is to have.
 type Scope struct {
 	Unit
@@ -40,11 +64,14 @@ func (s *Scope) Prepare() error {
 	if err := s.Group.Create(s.Create); err != nil {
 		return err
 	}
+	if s.User { // whom the kernel lets filter no devices
+		return s.Group.Update(Round(s.Resources))
+	}
 	return s.Group.Apply(Round(s.Resources))
 }
 
-// Adopt makes systemd know the scope, with the process pid that was born in its prepared group and must be
-// held until Adopt returns. Systemd writes what it knows of the limits, and may turn controllers off and on above
+// Adopt makes systemd know the scope, with the process pid that must be held until Adopt returns. It was born in the
+// prepared group; to a user's, where he may not give birth, systemd moves it. Systemd writes what it knows of the limits, and may turn controllers off and on above
 // the group: so they are set once more.
 func (s *Scope) Adopt(ctx context.Context, pid int) error {
 	c, err := Dial(ctx, s.User)
@@ -60,10 +87,54 @@ func (s *Scope) Adopt(ctx context.Context, pid int) error {
 	if err != nil {
 		return err
 	}
-	if err := c.StartScope(ctx, s.Unit, s.Description, pid, append(props, s.Extra...)); err != nil {
+	err = c.StartScope(ctx, s.Unit, s.Description, pid, append(props, s.Extra...))
+	if s.User {
+		err = settled(pid, s.Group.Path(), err)
+	}
+	if err != nil {
 		return err
 	}
 	return s.Prepare()
+}
+
+// Attach has systemd move the process into the unit's cgroup, which is at group, or into the one at the path below that.
+func Attach(ctx context.Context, u Unit, group, below string, pid int) error {
+	c, err := Dial(ctx, u.User)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return settled(pid, path.Join(group, below), c.Attach(ctx, u.Name, below, pid))
+}
+
+// settled looks whether systemd, who answered with err, has moved the process to the group. Its own log alone may know why not.
+func settled(pid int, group string, err error) error {
+	at, e := unified(pid)
+	if e != nil {
+		return errors.Join(err, e)
+	}
+	if at == group {
+		return err
+	}
+	if err == nil {
+		err = errors.New("systemd says that it did")
+	}
+	return fmt.Errorf("move process %d from cgroup %s to %s: %w. A user's systemd needs the system's bus to move what is not below it: "+
+		"without, have it start this command, by systemd-run --user --wait --pipe", pid, at, group, err)
+}
+
+// unified is the process's cgroup in the v2 hierarchy.
+func unified(pid int) (string, error) {
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cgroup")
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(data)) {
+		if at, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "0::"); ok {
+			return at, nil
+		}
+	}
+	return "", nil
 }
 
 // Update changes the limits that res names, in the kernel and in what systemd knows of the unit: both or none.

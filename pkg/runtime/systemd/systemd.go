@@ -174,6 +174,18 @@ func (c *Conn) job(ctx context.Context, member, sig string, args ...any) (string
 	return c.wait(ctx, r.text(0))
 }
 
+// Attach has systemd move a process into a unit's cgroup, or into the group at the path below, which is absolute, of a
+// delegated one. A user's manager asks that of the machine where it may not itself. It takes systemd 239.
+func (c *Conn) Attach(ctx context.Context, name, below string, pid int) error {
+	if below == "/" {
+		below = ""
+	}
+	if _, err := c.manager(ctx, "AttachProcessesToUnit", "ssau", name, below, []any{uint32(pid)}); err != nil {
+		return fmt.Errorf("attach process %d to unit %s: %w", pid, name, err)
+	}
+	return nil
+}
+
 // SetProperties changes properties of a unit until it is stopped or the machine reboots.
 func (c *Conn) SetProperties(ctx context.Context, name string, props []Property) error {
 	if len(props) == 0 {

@@ -2,6 +2,8 @@ package systemd
 
 import (
 	"context"
+	"errors"
+	"os"
 	"reflect"
 	"strings"
 	"testing"
@@ -70,6 +72,69 @@ func TestStartScopeFailures(t *testing.T) {
 				t.Errorf("calls: %s", got)
 			}
 		})
+	}
+}
+
+func TestAttach(t *testing.T) {
+	b := newFakeBus(t, true)
+	c := b.dial()
+	for below, want := range map[string]string{"": "", "/": "", "/a/b": "/a/b"} {
+		if err := c.Attach(t.Context(), unit.Name, below, 77); err != nil {
+			t.Fatal(err)
+		}
+		b.mu.Lock()
+		m := b.calls[len(b.calls)-1]
+		b.mu.Unlock()
+		if m.member != "AttachProcessesToUnit" || m.sig != "ssau" || !reflect.DeepEqual(m.body, []any{unit.Name, want, []any{uint32(77)}}) {
+			t.Errorf("%s(%s) %v", m.member, m.sig, m.body)
+		}
+	}
+	b.behave(func() { b.fail["AttachProcessesToUnit"] = []string{"NoSuchUnit"} })
+	if err := c.Attach(t.Context(), unit.Name, "", 77); err == nil || !strings.Contains(err.Error(), unit.Name) {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestSettled(t *testing.T) {
+	at, err := unified(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := errors.New("refused")
+	for _, answer := range []error{nil, refused} {
+		if err := settled(os.Getpid(), at, answer); err != answer {
+			t.Errorf("where it is to be: %v", err)
+		}
+		err := settled(os.Getpid(), "/else.scope", answer)
+		if err == nil || !strings.Contains(err.Error(), "from cgroup "+at+" to /else.scope: ") || !strings.Contains(err.Error(), "systemd-run --user ") {
+			t.Errorf("elsewhere: %v", err)
+		}
+		if answer != nil && !errors.Is(err, answer) {
+			t.Errorf("the cause is lost: %v", err)
+		}
+	}
+	if err := settled(1<<30, at, refused); !errors.Is(err, refused) || !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("one that is gone: %v", err)
+	}
+}
+
+func TestSession(t *testing.T) {
+	for base, want := range map[string]bool{
+		"/user.slice/user-7.slice/user@7.service": true, "/user.slice/user-0.slice/user@0.service": false, "/": false, "/init.scope": false, "/user@7": false,
+	} {
+		if got := ofUser(base); got != want {
+			t.Errorf("%s: %v", base, got)
+		}
+	}
+	b := newFakeBus(t, false)
+	t.Setenv("XDG_RUNTIME_DIR", "")
+	t.Setenv("DBUS_SESSION_BUS_ADDRESS", "unix:path="+b.socket)
+	if !Session(t.Context()) {
+		t.Error("a user's manager is none")
+	}
+	t.Setenv("DBUS_SESSION_BUS_ADDRESS", "")
+	if Session(t.Context()) {
+		t.Error("there is a manager where none is named")
 	}
 }
 
