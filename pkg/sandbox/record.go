@@ -57,10 +57,14 @@ func namespaceOptions(c *cri.PodSandboxConfig) *cri.NamespaceOption {
 }
 
 func (r *podRecord) public() *Pod {
-	return &Pod{
+	p := &Pod{
 		ID: r.ID, Config: r.Config.M, Handler: r.Handler, CreatedAt: r.CreatedAt, Ready: r.ready(), Message: r.Message,
 		HolderPid: r.HolderPid, ShimPid: r.ShimPid, Network: r.Network, CgroupPath: r.CgroupPath, Cgroup: r.CgroupParent,
 	}
+	if !r.TornDownAt.IsZero() {
+		p.Network = network.Result{} // its addresses may be another pod's by now
+	}
+	return p
 }
 
 // netns is the path of the pod's network namespace while its holder lives.

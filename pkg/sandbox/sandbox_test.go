@@ -172,8 +172,8 @@ func TestPodLife(t *testing.T) {
 	if err := w.mgr.StopPod(w.ctx, pod); err != nil {
 		t.Fatal(err)
 	}
-	if p, _ := w.mgr.Pod(pod); p.Ready {
-		t.Fatal("a stopped pod is ready")
+	if p, _ := w.mgr.Pod(pod); p.Ready || len(p.Network.IPs) != 0 {
+		t.Fatalf("a stopped pod is ready or has an address: %+v", p)
 	}
 	w.clean()
 	if err := w.mgr.RemovePod(w.ctx, pod); err != nil {

@@ -19,7 +19,7 @@ type Pod struct {
 	Message    string // why it is not ready, when that was not asked for
 	HolderPid  int    // 0 when it has none
 	ShimPid    int
-	Network    network.Result // IPs
+	Network    network.Result // IPs, until it is torn down
 	CgroupPath string         // of the holder, below every hierarchy's mount point
 	Cgroup     string         // the pod's own parent cgroup as the kubelet gave it
 }
