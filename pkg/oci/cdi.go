@@ -32,7 +32,8 @@ func (t *translation) cdi() error {
 		return errs.New(errs.Invalid, "CDI_devices: %q: %w", names, err)
 	}
 	t.findImageVolumes()
-	return nil
+	t.user.groups = t.spec.Process.User.AdditionalGids // devices may come with groups
+	return t.tellUser()
 }
 
 // findImageVolumes looks their mounts up again: the library sorts the list.

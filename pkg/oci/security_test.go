@@ -268,6 +268,7 @@ func (registry) InjectDevices(spec *specs.Spec, devices ...string) ([]string, er
 		return devices[:1], errors.New("unresolvable")
 	}
 	spec.Process.Env = append(spec.Process.Env, "GPU=0")
+	spec.Process.User.AdditionalGids = append(spec.Process.User.AdditionalGids, 44)
 	spec.Linux.Devices = append(spec.Linux.Devices, specs.LinuxDevice{Path: "/dev/gpu0", Type: "c"})
 	slices.Reverse(spec.Mounts) // the library sorts
 	return nil, nil
@@ -281,6 +282,9 @@ func TestCDI(t *testing.T) {
 	out := mustTranslate(t, in)
 	if !slices.Contains(out.Spec.Process.Env, "GPU=0") || len(out.Spec.Linux.Devices) != 1 {
 		t.Error("the device's edits are missing")
+	}
+	if got := out.User.GetLinux().GetSupplementalGroups(); !slices.Equal(got, []int64{0, 10, 44}) {
+		t.Errorf("supplemental groups of the status %v, want that of the device among them", got)
 	}
 	if m := out.Spec.Mounts[out.ImageVolumes[0].Index]; m.Destination != "/vol" {
 		t.Errorf("the image volume's index leads to %+v", m)

@@ -78,9 +78,15 @@ func (t *translation) identity() error {
 	t.user = u
 	p := t.spec.Process
 	p.User.UID, p.User.GID, p.User.AdditionalGids = u.uid, u.gid, u.groups
+	return t.tellUser()
+}
+
+// tellUser checks the user and makes the status of it.
+func (t *translation) tellUser() error {
 	if err := t.checkMapped(); err != nil {
 		return err
 	}
+	u := &t.user
 	status := &cri.LinuxContainerUser{Uid: int64(u.uid), Gid: int64(u.gid)}
 	for _, g := range u.groups {
 		status.SupplementalGroups = append(status.SupplementalGroups, int64(g))

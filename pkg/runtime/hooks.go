@@ -27,7 +27,7 @@ type hooksPlan struct {
 	container, start []specs.Hook
 	host             bool     // hooks run while the host's files are there
 	late             bool     // the process is made when it only has to exec
-	env              []string // of hooks without
+	env              []string // of startContainer hooks without one
 	out              [2]*os.File
 	outFD            [2]program.Arg
 	containerState   hookState
@@ -235,7 +235,7 @@ func (c *compiler) hooksOutside(b *build) {
 	c.p.Subject("enter the root filesystem for hooks")
 	c.p.Call(unix.SYS_FCHDIR, num(b.rootfs))
 	for i := range p.container {
-		c.hook(fmt.Sprintf("createContainer hook #%d", i), &p.container[i], p, p.containerState.fd, num(launch.ReportFD))
+		c.hook(fmt.Sprintf("createContainer hook #%d", i), p.container[i], p, p.containerState.fd, num(launch.ReportFD))
 	}
 }
 
@@ -257,12 +257,18 @@ func (c *compiler) startHooks(p *hooksPlan, report program.Arg) {
 		c.tellNestedPid(p.startState)
 	}
 	for i := range p.start {
-		c.hook(fmt.Sprintf("startContainer hook #%d", i), &p.start[i], p, p.startState.fd, report)
+		h := p.start[i]
+		if h.Env == nil {
+			h.Env = p.env
+		}
+		c.hook(fmt.Sprintf("startContainer hook #%d", i), h, p, p.startState.fd, report)
 	}
 }
 
-// hook adds one hook: a child that executes it, and the wait for its end.
-func (c *compiler) hook(name string, h *specs.Hook, p *hooksPlan, state, report program.Arg) {
+// hook adds one hook, with no environment but its own: the image has a say in the container's, LD_PRELOAD included,
+// and createContainer hooks are programs of the host, with its rights (CVE-2025-23266). A child
+// executes it, and its end is waited for.
+func (c *compiler) hook(name string, h specs.Hook, p *hooksPlan, state, report program.Arg) {
 	parent := c.p.Label()
 	pid, status := c.p.Slot("hook"), c.p.Slot("status")
 	flags, ptid := uint64(unix.SIGCHLD), nilp
@@ -278,10 +284,10 @@ func (c *compiler) hook(name string, h *specs.Hook, p *hooksPlan, state, report 
 		c.p.Load(num(events), 1<<64-1).Save(poll.Slot(0)) // the clone fills in the descriptor
 	}
 	c.p.Call(unix.SYS_CLONE, num(flags), nilp, ptid, nilp, nilp).Save(pid).Else(0, parent)
-	c.hookChild(name, h, p, state)
+	c.hookChild(name, &h, p, state)
 	c.p.Bind(parent)
 	if h.Timeout != nil {
-		c.hookTimeout(name, h, poll, pid, status)
+		c.hookTimeout(name, &h, poll, pid, status)
 	}
 	c.p.Call(unix.SYS_WAIT4, pid.Val(), status.Addr(), num(unix.WALL), nilp)
 	good, bad := c.p.Label(), c.p.Label()
@@ -304,14 +310,11 @@ func (c *compiler) hookChild(name string, h *specs.Hook, p *hooksPlan, state pro
 		c.p.Call(unix.SYS_DUP3, from, num(fd), num(0))
 	}
 	c.p.Call(unix.SYS_CLOSE_RANGE, num(3), num(1<<32-1), num(unix.CLOSE_RANGE_CLOEXEC))
-	args, env := h.Args, h.Env
+	args := h.Args
 	if len(args) == 0 {
 		args = []string{h.Path}
 	}
-	if len(env) == 0 {
-		env = p.env
-	}
-	c.p.Call(unix.SYS_EXECVE, c.p.Str(h.Path), c.p.Strs(args), c.p.Strs(env))
+	c.p.Call(unix.SYS_EXECVE, c.p.Str(h.Path), c.p.Strs(args), c.p.Strs(h.Env))
 	c.hint(func(e syscall.Errno) error { return fmt.Errorf("error running %s: fork/exec %s: %w", name, h.Path, e) })
 }
 

@@ -394,11 +394,7 @@ func createError(name, podID string, err error) error {
 func (m *Manager) namespaces(pod *podRecord) map[specs.LinuxNamespaceType]string {
 	out := map[specs.LinuxNamespaceType]string{}
 	for _, t := range podNamespaces(pod.Config.M) {
-		name := string(t)
-		if t == specs.NetworkNamespace {
-			name = "net"
-		}
-		out[t] = fmt.Sprintf("/proc/%d/ns/%s", pod.HolderPid, name)
+		out[t] = namespacePath(pod.HolderPid, t)
 	}
 	return out
 }

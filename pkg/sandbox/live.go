@@ -324,10 +324,10 @@ func (m *Manager) recordExit(id string, e Exit, reason, message string) error {
 		r.ExitCode, r.Reason, r.Message = e.Code, reason, message
 		switch {
 		case reason != "":
+		case e.Code == 0: // even where the kernel killed a child or an exec of its, which did not end it
+			r.Reason = "Completed"
 		case e.OOMKilled:
 			r.Reason = "OOMKilled"
-		case e.Code == 0:
-			r.Reason = "Completed"
 		default:
 			r.Reason = "Error"
 		}

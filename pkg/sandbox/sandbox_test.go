@@ -224,6 +224,21 @@ func TestStopKillsAfterGrace(t *testing.T) {
 	}
 }
 
+// A pod that is removed without having been stopped stops, for those who listen, too.
+func TestRemoveTellsOfTheStop(t *testing.T) {
+	w := newWorld(t)
+	events := w.mgr.Subscribe(w.ctx)
+	pod := w.runPod("a")
+	if err := w.mgr.RemovePod(w.ctx, pod); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []EventType{EventCreated, EventStarted, EventStopped, EventDeleted} {
+		if ev := <-events; ev.Type != want || ev.Pod.ID != pod || ev.Pod.Ready != (want < EventStopped) {
+			t.Errorf("event %d of pod %+v, want %d", ev.Type, ev.Pod, want)
+		}
+	}
+}
+
 // What a start in flight starts has its grace period, too, when a stop comes meanwhile.
 func TestStopDuringStartAsks(t *testing.T) {
 	w := newWorld(t)
@@ -278,6 +293,12 @@ func TestOOMIsTheReason(t *testing.T) {
 	w.start(id)
 	w.m.exit(id, 137, true)
 	if c := w.awaitState(id, Exited); c.Reason != "OOMKilled" {
+		t.Fatalf("container %+v", c)
+	}
+	id = w.create(w.runPod("b"), "c") // of which a child or an exec was killed
+	w.start(id)
+	w.m.exit(id, 0, true)
+	if c := w.awaitState(id, Exited); c.Reason != "Completed" {
 		t.Fatalf("container %+v", c)
 	}
 }

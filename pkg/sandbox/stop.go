@@ -35,6 +35,10 @@ func (m *Manager) StopPod(ctx context.Context, id string) error {
 // RemovePod stops the pod if need be and forgets it and its containers. It is idempotent, and an unknown pod is no error.
 func (m *Manager) RemovePod(ctx context.Context, id string) error {
 	return m.endPod(ctx, id, func(ctx context.Context, id string) error {
+		var events []EventType // a pod that was not stopped is now, and whoever listens is told
+		if s := m.snap.Load().pods[id]; s != nil && s.rec.StoppedAt.IsZero() {
+			events = append(events, EventStopped)
+		}
 		_, err := m.updatePod(id, func(r *podRecord) bool {
 			if r.Removing {
 				return false
@@ -44,7 +48,7 @@ func (m *Manager) RemovePod(ctx context.Context, id string) error {
 				r.StoppedAt = time.Now()
 			}
 			return true
-		})
+		}, events...)
 		if err != nil {
 			return err
 		}

@@ -2,8 +2,10 @@
 package sandbox
 
 import (
+	"fmt"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cri-server/cri-server/pkg/network"
@@ -22,6 +24,28 @@ type Pod struct {
 	Network    network.Result // IPs, until it is torn down
 	CgroupPath string         // of the holder, below every hierarchy's mount point
 	Cgroup     string         // the pod's own parent cgroup as the kubelet gave it
+}
+
+// Namespaces lists the namespaces that the pod's holder holds, with paths that lead to them while it lives; none when it has
+// no holder. Those it does not list are the node's or each container's own.
+func (p *Pod) Namespaces() []specs.LinuxNamespace {
+	if p.HolderPid == 0 {
+		return nil
+	}
+	var out []specs.LinuxNamespace
+	for _, t := range podNamespaces(p.Config) {
+		out = append(out, specs.LinuxNamespace{Type: t, Path: namespacePath(p.HolderPid, t)})
+	}
+	return out
+}
+
+// namespacePath is where proc(5) has a namespace of a process.
+func namespacePath(pid int, t specs.LinuxNamespaceType) string {
+	name := string(t)
+	if t == specs.NetworkNamespace {
+		name = "net"
+	}
+	return fmt.Sprintf("/proc/%d/ns/%s", pid, name)
 }
 
 // HoldOutput is an annotation of containers with a terminal: with "true" their output waits there until the first client

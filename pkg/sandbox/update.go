@@ -139,6 +139,10 @@ func mergeResources(old, update *cri.LinuxContainerResources) *cri.LinuxContaine
 			*f.to = f.from
 		}
 	}
+	// The sum of memory and swap goes with the memory where the update does not name it: oci.Resources leaves no swap.
+	if limit := update.GetMemoryLimitInBytes(); limit != 0 && update.GetMemorySwapLimitInBytes() == 0 && out.MemorySwapLimitInBytes != 0 {
+		out.MemorySwapLimitInBytes = limit
+	}
 	if v := update.GetCpusetCpus(); v != "" {
 		out.CpusetCpus = v
 	}

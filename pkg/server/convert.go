@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -56,16 +57,20 @@ func podStatus(p *sandbox.Pod) *cri.PodSandboxStatus {
 	return st
 }
 
-// podInfo is the verbose part of a pod's status.
+// podInfo is the verbose part of a pod's status. Its runtimeSpec is where tools look for the network namespace.
 func podInfo(p *sandbox.Pod) map[string]any {
+	spec := specs.Spec{Version: specs.Version, Hostname: p.Config.GetHostname(), Linux: &specs.Linux{
+		CgroupsPath: p.CgroupPath, Namespaces: p.Namespaces(), Sysctl: p.Config.GetLinux().GetSysctls(),
+	}}
 	return map[string]any{"info": struct {
-		Pid        int                   `json:"pid"`
-		ShimPid    int                   `json:"shimPid"`
-		Message    string                `json:"message,omitempty"`
-		CgroupPath string                `json:"cgroupPath,omitempty"`
-		IPs        []string              `json:"ips,omitempty"`
-		Config     *cri.PodSandboxConfig `json:"config"`
-	}{p.HolderPid, p.ShimPid, p.Message, p.CgroupPath, p.Network.IPs, p.Config}}
+		Pid         int                   `json:"pid"`
+		ShimPid     int                   `json:"shimPid"`
+		Message     string                `json:"message,omitempty"`
+		CgroupPath  string                `json:"cgroupPath,omitempty"`
+		IPs         []string              `json:"ips,omitempty"`
+		Config      *cri.PodSandboxConfig `json:"config"`
+		RuntimeSpec specs.Spec            `json:"runtimeSpec"`
+	}{p.HolderPid, p.ShimPid, p.Message, p.CgroupPath, p.Network.IPs, p.Config, spec}}
 }
 
 func containerState(c *sandbox.Container) cri.ContainerState {

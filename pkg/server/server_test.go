@@ -327,7 +327,7 @@ func TestFilters(t *testing.T) {
 func TestStatuses(t *testing.T) {
 	p := podOf("p", true, map[string]string{"l": "v"})
 	p.Network.IPs = []string{"10.0.0.2", "fd00::2"}
-	p.Handler = "test-handler"
+	p.Handler, p.HolderPid = "test-handler", 42
 	ctr := containerOf("c", "p", sandbox.Exited, map[string]string{"l": "v"})
 	ctr.StopSignal, ctr.LogPath, ctr.Message = "SIGRTMIN+3", "/log", "bad \xff byte"
 	ctr.Resources = &cri.LinuxContainerResources{CpuShares: 7}
@@ -338,7 +338,7 @@ func TestStatuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r.Timestamp == 0 || r.Info["info"] == "" {
+	if r.Timestamp == 0 || !strings.Contains(r.Info["info"], `"namespaces":[{"type":"network","path":"/proc/42/ns/net"},`) {
 		t.Errorf("timestamp %d, info %v", r.Timestamp, r.Info)
 	}
 	want := &cri.PodSandboxStatus{Id: "p", Metadata: p.Config.Metadata, CreatedAt: 1e9 + 2, RuntimeHandler: "test-handler",

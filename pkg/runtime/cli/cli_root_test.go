@@ -104,6 +104,33 @@ func TestExec(t *testing.T) {
 	}
 }
 
+// TestExecInherits: a process file that does not speak of the container's confinement does not lift it.
+func TestExecInherits(t *testing.T) {
+	b := newBench(t)
+	b.config("c1", func(s *specs.Spec) {
+		umask := uint32(0o27)
+		s.Process.User.Umask = &umask
+		s.Process.Scheduler = &specs.Scheduler{Policy: specs.SchedBatch}
+		s.Process.IOPriority = &specs.LinuxIOPriority{Class: specs.IOPRIO_CLASS_BE, Priority: 6}
+	}, "sleep", "1000")
+	b.ok("run", "--detach", "--bundle", b.bundle, "c1")
+	defer b.ok("delete", "-f", "c1")
+	file := filepath.Join(t.TempDir(), "process.json")
+	for _, c := range []struct{ more, want string }{
+		{"", "0027 0000000020000420 0000000020000420 policy : 3"},
+		{`,"capabilities":{},"user":{"umask":63},"scheduler":{"policy":"SCHED_OTHER"}`, "0077 0000000000000000 0000000000000000 policy : 0"},
+	} {
+		text := `{"args":["sh","-c","umask; awk '/CapPrm|CapBnd/ {print $2}' /proc/self/status; grep policy /proc/self/sched"],"cwd":"/","env":["PATH=/bin"]` + c.more + `}`
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r := b.do("exec", "--process", file, "c1")
+		if got := strings.Join(strings.Fields(r.out), " "); got != c.want {
+			t.Errorf("%q: %s, %s", c.more, got, r.err)
+		}
+	}
+}
+
 // TestSignals: what is sent to run reaches the container's process.
 func TestSignals(t *testing.T) {
 	b := newBench(t)

@@ -236,6 +236,7 @@ func (e *execution) build(spec *specs.Spec, args []string) (*specs.Process, erro
 		if err := decode.JSON(data, &p); err != nil {
 			return nil, fmt.Errorf("%s: %w", e.process, err)
 		}
+		inherit(&p, spec.Process)
 		return &p, checkProcess(&p)
 	}
 	if len(args) == 0 {
@@ -261,6 +262,32 @@ func (e *execution) build(spec *specs.Spec, args []string) (*specs.Process, erro
 		return nil, err
 	}
 	return p, checkProcess(p)
+}
+
+// inherit gives a process that a file describes what the file does not speak of and the container's process has, as far
+// as it confines or sets its share: not its user, environment and resource limits.
+func inherit(p, of *specs.Process) {
+	if p.Capabilities == nil {
+		p.Capabilities = of.Capabilities
+	}
+	if p.User.Umask == nil {
+		p.User.Umask = of.User.Umask
+	}
+	if p.ApparmorProfile == "" {
+		p.ApparmorProfile = of.ApparmorProfile
+	}
+	if p.SelinuxLabel == "" {
+		p.SelinuxLabel = of.SelinuxLabel
+	}
+	if p.IOPriority == nil {
+		p.IOPriority = of.IOPriority
+	}
+	if p.Scheduler == nil {
+		p.Scheduler = of.Scheduler
+	}
+	if p.ExecCPUAffinity == nil {
+		p.ExecCPUAffinity = of.ExecCPUAffinity
+	}
 }
 
 // addCaps adds to what the container has. Ambient capabilities need inheritable ones, which are not added.

@@ -116,10 +116,14 @@ func (c *container) runHooks(h *specs.Hooks, status string, at point) error {
 	if err != nil {
 		return err
 	}
+	dir := c.Bundle
+	if at == hooksStopped { // it may be gone
+		dir = ""
+	}
 	var first error
 	for _, k := range kinds {
 		for i := range k.list {
-			err := runHook(&k.list[i], input)
+			err := runHook(&k.list[i], dir, input)
 			if err == nil {
 				continue
 			}
@@ -141,8 +145,9 @@ type hookKind struct {
 	list []specs.Hook
 }
 
-// runHook runs one hook, in the runtime's own namespaces and with nothing of its environment.
-func runHook(h *specs.Hook, input []byte) error {
+// runHook runs one hook in the runtime's own namespaces: in dir, "" for where we are, and with our environment unless it
+// has one of its own, as other runtimes do.
+func runHook(h *specs.Hook, dir string, input []byte) error {
 	ctx := context.Background()
 	if h.Timeout != nil {
 		var cancel context.CancelFunc
@@ -153,7 +158,7 @@ func runHook(h *specs.Hook, input []byte) error {
 	if len(h.Args) > 0 {
 		cmd.Args = h.Args
 	}
-	cmd.Env = append([]string{}, h.Env...)
+	cmd.Dir, cmd.Env = dir, h.Env
 	cmd.Stdin = bytes.NewReader(input)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr

@@ -206,3 +206,48 @@ func TestNoNamespaces(t *testing.T) {
 		t.Errorf("%d mounts, %v; there were %d", after, err, before)
 	}
 }
+
+// TestHookEnvironment: hooks without an environment have that of whoever runs them. The container's, in which its image
+// has a say, is that of hooks inside alone: outside, its LD_PRELOAD would be root's on the host (CVE-2025-23266).
+func TestHookEnvironment(t *testing.T) {
+	b := newBench(t)
+	dir := t.TempDir()
+	bare := func(file string) []specs.Hook {
+		return []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "cat >/dev/null; { pwd; export -p; } >" + file}}}
+	}
+	b.config("c1", func(s *specs.Spec) {
+		s.Root.Readonly = false
+		s.Process.Env = []string{"PATH=/bin", "LD_PRELOAD=/evil.so"}
+		s.Hooks = &specs.Hooks{
+			CreateRuntime: bare(dir + "/createRuntime"), CreateContainer: bare(dir + "/createContainer"), StartContainer: bare("/startContainer"),
+			Poststart: bare(dir + "/poststart"), Poststop: bare(dir + "/poststop"),
+		}
+	}, "true")
+	cmd := b.cmd("run", "--bundle", b.bundle, "c1")
+	cmd.Env = append(cmd.Environ(), "CALLER=1")
+	cmd.Dir = dir
+	if r := run(t, cmd); r.code != 0 {
+		t.Fatalf("%+v", r)
+	}
+	for name, want := range map[string]struct {
+		where             string
+		caller, container bool
+	}{
+		"createRuntime": {b.bundle, true, false}, "createContainer": {b.bundle + "/rootfs", false, false}, "startContainer": {"/", false, true},
+		"poststart": {b.bundle, true, false}, "poststop": {dir, true, false},
+	} {
+		file := filepath.Join(dir, name)
+		if name == "startContainer" {
+			file = filepath.Join(b.bundle, "rootfs", name)
+		}
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		where, env, _ := strings.Cut(string(text), "\n")
+		if where != want.where || strings.Contains(env, "CALLER=") != want.caller || strings.Contains(env, "evil.so") != want.container {
+			t.Errorf("%s: in %s with %s", name, where, env)
+		}
+	}
+}

@@ -133,7 +133,7 @@ func setupKill(a *app) ([]flag, func([]string) error) {
 		}
 		defer c.close()
 		name := "SIGTERM"
-		if len(args) > 1 {
+		if len(args) > 1 && args[1] != "" {
 			name = args[1]
 		}
 		sig, err := parseSignal(name)

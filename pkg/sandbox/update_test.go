@@ -1,0 +1,36 @@
+package sandbox
+
+import (
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// A container's resources are what it has after an update of some of them.
+func TestMergeResources(t *testing.T) {
+	type limits = cri.LinuxContainerResources
+	for name, c := range map[string]struct{ old, update, want *limits }{
+		"nothing before":         {nil, &limits{CpuShares: 5}, &limits{CpuShares: 5}},
+		"what is not named":      {&limits{CpuShares: 5, CpusetCpus: "0", OomScoreAdj: 7}, &limits{CpuQuota: 1000}, &limits{CpuShares: 5, CpusetCpus: "0", OomScoreAdj: 7, CpuQuota: 1000}},
+		"no swap stays none":     {&limits{MemoryLimitInBytes: 64, MemorySwapLimitInBytes: 64}, &limits{MemoryLimitInBytes: 128}, &limits{MemoryLimitInBytes: 128, MemorySwapLimitInBytes: 128}},
+		"memory less, too":       {&limits{MemoryLimitInBytes: 64, MemorySwapLimitInBytes: 96}, &limits{MemoryLimitInBytes: 32}, &limits{MemoryLimitInBytes: 32, MemorySwapLimitInBytes: 32}},
+		"memory without a limit": {&limits{MemoryLimitInBytes: 64, MemorySwapLimitInBytes: 64}, &limits{MemoryLimitInBytes: -1}, &limits{MemoryLimitInBytes: -1, MemorySwapLimitInBytes: -1}},
+		"swap was not named":     {&limits{MemoryLimitInBytes: 64}, &limits{MemoryLimitInBytes: 128}, &limits{MemoryLimitInBytes: 128}},
+		"swap alone":             {&limits{MemoryLimitInBytes: 64}, &limits{MemorySwapLimitInBytes: 128}, &limits{MemoryLimitInBytes: 64, MemorySwapLimitInBytes: 128}},
+		"both":                   {&limits{MemoryLimitInBytes: 64, MemorySwapLimitInBytes: 64}, &limits{MemoryLimitInBytes: 128, MemorySwapLimitInBytes: 256}, &limits{MemoryLimitInBytes: 128, MemorySwapLimitInBytes: 256}},
+		"maps and lists": {
+			&limits{Unified: map[string]string{"a.b": "1", "c.d": "2"}, HugepageLimits: []*cri.HugepageLimit{{PageSize: "2MB", Limit: 1}}},
+			&limits{Unified: map[string]string{"c.d": "3"}, HugepageLimits: []*cri.HugepageLimit{{PageSize: "1GB", Limit: 4}, {PageSize: "2MB", Limit: 2}}},
+			&limits{Unified: map[string]string{"a.b": "1", "c.d": "3"}, HugepageLimits: []*cri.HugepageLimit{{PageSize: "2MB", Limit: 2}, {PageSize: "1GB", Limit: 4}}},
+		},
+	} {
+		before := proto.CloneOf(c.old)
+		if got := mergeResources(c.old, c.update); !proto.Equal(got, c.want) {
+			t.Errorf("%s: %v, want %v", name, got, c.want)
+		}
+		if !proto.Equal(before, c.old) {
+			t.Errorf("%s: the old limits have changed", name)
+		}
+	}
+}
