@@ -70,18 +70,19 @@ type rule struct {
 
 // DefaultDevices are the rules that every container's device filter ends with: what runc gives too. Nodes
 // may be made of every device; what is open to use are the memory devices of runtime-spec's default
-// devices, terminals and the container's console. They come last, so the resources cannot deny them.
+// devices, terminals, the container's console and tun. They come last, so the resources cannot deny them.
 func DefaultDevices() []specs.LinuxDeviceCgroup {
 	return []specs.LinuxDeviceCgroup{
 		allow("c", -1, -1, "m"), allow("b", -1, -1, "m"),
-		allow("c", 1, 3, "rwm"), // null
-		allow("c", 1, 5, "rwm"), // zero
-		allow("c", 1, 7, "rwm"), // full
-		allow("c", 1, 8, "rwm"), // random
-		allow("c", 1, 9, "rwm"), // urandom
-		allow("c", 5, 0, "rwm"), // tty
-		allow("c", 5, 1, "rwm"), // console
-		allow("c", 5, 2, "rwm"), // ptmx
+		allow("c", 1, 3, "rwm"),    // null
+		allow("c", 1, 5, "rwm"),    // zero
+		allow("c", 1, 7, "rwm"),    // full
+		allow("c", 1, 8, "rwm"),    // random
+		allow("c", 1, 9, "rwm"),    // urandom
+		allow("c", 5, 0, "rwm"),    // tty
+		allow("c", 5, 1, "rwm"),    // console
+		allow("c", 5, 2, "rwm"),    // ptmx
+		allow("c", 10, 200, "rwm"), // tun: virtual private networks in containers with CAP_NET_ADMIN make the node themselves
 		allow("c", 136, -1, "rwm"),
 	}
 }

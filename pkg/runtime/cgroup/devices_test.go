@@ -116,9 +116,10 @@ func TestDevicesV1(t *testing.T) {
 		write devices/a/devices.allow c 5:0 rwm
 		write devices/a/devices.allow c 5:1 rwm
 		write devices/a/devices.allow c 5:2 rwm
+		write devices/a/devices.allow c 10:200 rwm
 		write devices/a/devices.allow c 136:* rwm`)
 	// Without fuse and with a disk, for a group that has processes: nothing else is touched.
-	f.put("devices/a/devices.list", "b *:* m\nc *:* m\nc 10:229 rw\nc 136:* rwm\nc 1:3 rwm\nc 1:5 rwm\nc 1:7 rwm\nc 1:8 rwm\nc 1:9 rwm\nc 5:0 rwm\nc 5:1 rwm\nc 5:2 rwm\n")
+	f.put("devices/a/devices.list", "b *:* m\nc *:* m\nc 10:229 rw\nc 136:* rwm\nc 1:3 rwm\nc 1:5 rwm\nc 1:7 rwm\nc 1:8 rwm\nc 1:9 rwm\nc 5:0 rwm\nc 5:1 rwm\nc 5:2 rwm\nc 10:200 rwm\n")
 	disk := specs.LinuxDeviceCgroup{Allow: true, Type: "b", Major: p(int64(8)), Minor: p(int64(0)), Access: "r"}
 	if err := g.Update(&specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Access: "rwm"}, disk}}); err != nil {
 		t.Fatal(err)

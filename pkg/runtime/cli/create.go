@@ -170,8 +170,8 @@ func (cr *creation) read() error {
 	if err := checkProcess(cr.config.Process); err != nil {
 		return err
 	}
-	if cr.config.Linux == nil {
-		return errors.New("the configuration has no linux section")
+	if cr.config.Linux == nil { // it MAY be set (config.md, platform-specific configuration)
+		cr.config.Linux, cr.text = &specs.Linux{}, nil
 	}
 	if joined, err := joinedMaps(cr.config.Linux); err != nil {
 		return err

@@ -126,3 +126,13 @@ func TestPauseAndEnd(t *testing.T) {
 	b.ok("delete", "--force", "c1")
 	b.ok("delete", "--force", "c1")
 }
+
+// TestNoLinux: the section that is for Linux may be missing, and then asks for nothing.
+func TestNoLinux(t *testing.T) {
+	b := newBench(t)
+	b.config("", func(s *specs.Spec) { s.Linux, s.Hostname, s.Mounts = nil, "", nil }, "echo", "x")
+	id := "cri-test-nolinux-" + strconv.Itoa(os.Getpid()) // in no cgroup of ours
+	if out := b.ok("run", "--bundle", b.bundle, id); out != "x\n" {
+		t.Error(out)
+	}
+}

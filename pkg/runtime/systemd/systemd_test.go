@@ -262,7 +262,7 @@ func TestProperties(t *testing.T) {
 		return specs.LinuxDeviceCgroup{Allow: true, Type: kind, Major: &major, Minor: &minor, Access: may}
 	}
 	defaults := []any{[]any{"char-*", "m"}, []any{"block-*", "m"}, []any{"/dev/char/1:3", "rwm"}, []any{"/dev/char/1:5", "rwm"}, []any{"/dev/char/1:7", "rwm"},
-		[]any{"/dev/char/1:8", "rwm"}, []any{"/dev/char/1:9", "rwm"}, []any{"/dev/char/5:0", "rwm"}, []any{"/dev/char/5:1", "rwm"}, []any{"/dev/char/5:2", "rwm"}, []any{"char-136", "rwm"}}
+		[]any{"/dev/char/1:8", "rwm"}, []any{"/dev/char/1:9", "rwm"}, []any{"/dev/char/5:0", "rwm"}, []any{"/dev/char/5:1", "rwm"}, []any{"/dev/char/5:2", "rwm"}, []any{"/dev/char/10:200", "rwm"}, []any{"char-136", "rwm"}}
 	num := func(n uint64) Value { return Value{"t", n} }
 	yes := Value{"b", true}
 	for name, x := range map[string]struct {
