@@ -33,7 +33,21 @@ func newBench(t *testing.T) *bench {
 	b := &bench{t: t, root: t.TempDir(), bundle: t.TempDir(), cgroup: testroot.Cgroup(t) + "/cli"}
 	testroot.Rootfs(t, b.bundle)
 	t.Cleanup(b.leftovers)
+	t.Cleanup(b.failed)
 	return b
+}
+
+// failed deletes the containers of a test that stopped before it did: what follows has the same cgroup.
+func (b *bench) failed() {
+	if !b.t.Failed() {
+		return
+	}
+	list, _ := os.ReadDir(b.root)
+	for _, e := range list {
+		if r := b.do("delete", "--force", e.Name()); r.code != 0 {
+			b.t.Logf("delete %s: %+v", e.Name(), r)
+		}
+	}
 }
 
 // leftovers fails the test when a container has left anything.

@@ -239,7 +239,6 @@ func (cp *checkpoint) dump(c *container, tool *criu.Criu) error {
 	if err != nil {
 		return err
 	}
-	defer h.Close()
 	opts.Root, opts.Pid = &c.Rootfs, ptr(int32(c.Pid))
 	opts.LeaveRunning, opts.TcpSkipInFlight, opts.LinkRemap = &cp.leaveRunning, &cp.tcpSkipInFlight, &cp.linkRemap
 	if dir := freezer(h, g); dir != "" {

@@ -54,6 +54,8 @@ const (
 type process struct {
 	Pid   int    `json:"pid,omitempty"`   // 0 while creating
 	Start uint64 `json:"start,omitempty"` // start time of Pid, in the kernel's ticks
+
+	Stdio []string `json:"stdio,omitempty"` // what it is, as /proc/self/fd shows it; none with a terminal
 }
 
 // record is what the two files hold.
@@ -81,8 +83,6 @@ type record struct {
 	// Without a mount namespace of its own: how many mounts were at Rootfs before ours.
 	OnHost  bool `json:"onHost,omitempty"`
 	Stacked int  `json:"stacked,omitempty"`
-
-	Stdio []string `json:"stdio,omitempty"` // what it is, as /proc/self/fd shows it; none with a terminal
 
 	Rdt *runtime.Rdt `json:"rdt,omitempty"` // resctrl groups, named before they are made
 }
@@ -191,7 +191,11 @@ func (c *container) save() error {
 
 // saveProcess writes who the process is.
 func (c *container) saveProcess() error {
-	return c.write(processFile, fmt.Appendf(nil, `{"pid":%d,"start":%d}`, c.Pid, c.Start))
+	data, err := json.Marshal(&c.process)
+	if err != nil {
+		return err
+	}
+	return c.write(processFile, data)
 }
 
 // write makes a file of the state directory whole.

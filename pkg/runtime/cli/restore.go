@@ -76,7 +76,6 @@ func (r *restoration) do() (code int, err error) {
 		return 0, err
 	}
 	defer r.c.close()
-	defer r.host.Close()
 	defer func() {
 		if err == nil {
 			return

@@ -28,9 +28,6 @@ func (r *restoration) hold(first int) error {
 	if err != nil {
 		return err
 	}
-	if err := r.holdMaps(first); err != nil {
-		return err
-	}
 	var members []int
 	if !r.c.NoCgroup {
 		if members, err = r.group.Pids(); err != nil {
@@ -45,7 +42,7 @@ func (r *restoration) hold(first int) error {
 			return err
 		}
 	}
-	return nil
+	return r.holdMaps(first)
 }
 
 // holdPrivileges does the same for what processes take on last. Criu does not heed an answer at this moment, so what is

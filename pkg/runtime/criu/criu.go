@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strings"
 	"syscall"
 
 	"github.com/checkpoint-restore/go-criu/v8/rpc"
@@ -183,7 +184,7 @@ func failure(resp *rpc.CriuResp) error {
 		return nil
 	}
 	err := fmt.Errorf("criu failed: type %s", resp.GetType())
-	if text := resp.GetCrErrmsg(); text != "" {
+	if text := strings.TrimSpace(resp.GetCrErrmsg()); text != "" {
 		err = fmt.Errorf("%w: %s", err, text)
 	}
 	if n := resp.GetCrErrno(); n != 0 {
