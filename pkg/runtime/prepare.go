@@ -296,6 +296,9 @@ func (c *compiler) contents(o *Options, b *build) error {
 	if err := c.filesystem(o, b); err != nil {
 		return fmt.Errorf("container %s: %w", o.ID, err)
 	}
+	if !b.onHost && !spec.Process.Terminal {
+		c.ownNull(num(b.rootfs))
+	}
 	return c.process(&processPlan{
 		proc: spec.Process, filter: b.filter, gate: o.Gate, clamp: o.Clamp, userns: b.userns, uidMaps: b.uidMaps, gidMaps: b.gidMaps,
 		nested: b.ns.late(), keyring: !o.NoKeyring, extra: b.extra, stdioOwner: o.StdioOwner,
