@@ -64,7 +64,11 @@ func (m *Manager) updateLimits(ctx context.Context, id string, res *cri.LinuxCon
 		if res.GetOomScoreAdj() != 0 {
 			setAdj = &adj
 		}
-		err = m.shims.UpdateCgroup(ctx, s.rec.CgroupPath, limits, setAdj)
+		if err = m.shims.UpdateCgroup(ctx, s.rec.CgroupPath, limits, setAdj); err == nil {
+			if err := m.updateBundle(s.rec, merged, adj); err != nil { // what it shows is all that is lost
+				m.logger(ctx).Error(err, "Left old limits in the bundle of a container", "container", id)
+			}
+		}
 	} else {
 		err = m.updateBundle(s.rec, merged, adj)
 	}
@@ -91,7 +95,7 @@ func (m *Manager) checkLimits(pod *podRecord, res *cri.LinuxContainerResources) 
 	return oci.CheckOffer(res, offer)
 }
 
-// updateBundle puts limits into the spec of a container that is not started.
+// updateBundle puts limits into the spec of a container: those it starts with, or a running one's for who inspects it.
 func (m *Manager) updateBundle(rec *containerRecord, merged *cri.LinuxContainerResources, adj int) error {
 	spec, err := m.readSpec(rec)
 	if err != nil {

@@ -7,6 +7,28 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
+// The bundle has the limits of the last update, whether the container runs or not.
+func TestUpdatedBundle(t *testing.T) {
+	w := newWorld(t)
+	id := w.create(w.runPod("a"), "c")
+	for _, shares := range []int64{512, 1024} {
+		if err := w.mgr.UpdateContainer(t.Context(), id, &cri.LinuxContainerResources{CpuShares: shares, OomScoreAdj: 5}, nil); err != nil {
+			t.Fatal(err)
+		}
+		rec, err := w.mgr.containerRec(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		spec, err := w.mgr.readSpec(rec)
+		if err != nil || *spec.Linux.Resources.CPU.Shares != uint64(shares) || *spec.Process.OOMScoreAdj != 5 {
+			t.Errorf("bundle %+v, %v, want %d shares", spec, err, shares)
+		}
+		if shares == 512 {
+			w.start(id)
+		}
+	}
+}
+
 // A container's resources are what it has after an update of some of them.
 func TestMergeResources(t *testing.T) {
 	type limits = cri.LinuxContainerResources
