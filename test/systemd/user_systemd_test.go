@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -213,6 +214,32 @@ func TestUserScopeOutOfReach(t *testing.T) {
 		t.Errorf("exec from elsewhere: %v: %s", err, out)
 	}
 	s.do("delete", "--force", "c3")
+}
+
+// TestUserScopeKilledCreate: what a creation leaves that dies is found again, a held process outside of its group too.
+func TestUserScopeKilledCreate(t *testing.T) {
+	s := newSession(t, backupUser)
+	bundle := s.bundle()
+	programs := func() string {
+		out, _ := s.try("sh", "-c", "ps -o args= -u "+strconv.Itoa(s.uid)+" | grep -x init") // what a program is called
+		return out
+	}
+	for _, at := range []string{"runtime/held", "runtime/adopted", "runtime/launch"} {
+		out, err := s.try("env", "CRI_SERVER_FAULT="+at+"=kill", s.exe, "--systemd-cgroup", "create", "--bundle", bundle, "c4")
+		if err == nil {
+			t.Errorf("%s: not killed: %s", at, out)
+		}
+		if at == "runtime/held" && programs() == "" {
+			t.Error("the held program is not seen")
+		}
+		s.do("delete", "--force", "c4")
+		if out := programs(); out != "" {
+			t.Errorf("%s: a program is left: %s", at, out)
+		}
+		if out, _ := s.try("systemctl", "--user", "show", "-p", "LoadState", "cri-own.scope"); strings.TrimSpace(out) != "LoadState=not-found" {
+			t.Errorf("%s: the user's systemd says %q", at, out)
+		}
+	}
 }
 
 // TestUserScope is a container of an ordinary user, whose own systemd knows its scope.

@@ -107,7 +107,12 @@ func (cr *creation) placing() func(int, bool) error {
 	if !cr.c.held() {
 		return nil
 	}
-	return func(pid int, _ bool) error { return cr.adoptScope(pid) }
+	return func(pid int, _ bool) error {
+		if err := fault.At("runtime/held"); err != nil {
+			return err
+		}
+		return cr.adoptScope(pid)
+	}
 }
 
 // held: processes of the container wait before their first step for systemd to move them.
