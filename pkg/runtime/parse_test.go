@@ -89,6 +89,13 @@ func TestSysctlNames(t *testing.T) {
 	}
 }
 
+func TestSplitOptions(t *testing.T) {
+	got := splitOptions([]string{`lowerdir=/a\,b:/c,upperdir=/u`, "", `context="u:r:t:s0,c1",ro`, "a,,b", `x=\`})
+	if want := []string{`lowerdir=/a\,b:/c`, "upperdir=/u", `context="u:r:t:s0,c1"`, "ro", "a", "b", `x=\`}; !slices.Equal(got, want) {
+		t.Errorf("%q", got)
+	}
+}
+
 func TestCandidates(t *testing.T) {
 	for _, c := range []struct {
 		arg    string

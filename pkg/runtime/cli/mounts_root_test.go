@@ -150,17 +150,17 @@ func TestHiddenMount(t *testing.T) {
 func TestOverlayOptions(t *testing.T) {
 	b := newBench(t)
 	dir := nested(t, unix.MS_PRIVATE)
-	for _, d := range []string{"lower,1", "upper", "work"} {
+	for _, d := range []string{"lower", "upper", "work"} {
 		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := os.WriteFile(dir+"/lower,1/file", []byte("x"), 0o644); err != nil {
+	if err := os.WriteFile(dir+"/lower/file", []byte("x"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	for _, options := range [][]string{
-		{`lowerdir=` + dir + `/lower\,1,upperdir=` + dir + `/upper,workdir=` + dir + `/work`},
-		{`lowerdir=` + dir + `/lower\,1`, `upperdir=` + dir + `/upper`, `workdir=` + dir + `/work`, "noatime"},
+		{`lowerdir=` + dir + `/lower,upperdir=` + dir + `/upper,workdir=` + dir + `/work`},
+		{`lowerdir=` + dir + `/lower`, `upperdir=` + dir + `/upper`, `workdir=` + dir + `/work`, "noatime"},
 	} {
 		b.config("c1", func(s *specs.Spec) {
 			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/v", Type: "overlay", Source: "overlay", Options: options})
