@@ -294,6 +294,12 @@ func TestEvents(t *testing.T) {
 	if e.Type != "stats" || e.ID != "c1" || e.Data.Memory.Usage.Limit != uint64(limit) || e.Data.Memory.Usage.Usage == 0 || e.Data.Pids.Current == 0 || len(e.Data.Memory.Raw) < 10 || e.Data.CPU.Usage.Total == 0 {
 		t.Errorf("%+v", e)
 	}
+	if _, err := os.Stat("/sys/fs/cgroup/cpuset"); err == nil { // v1
+		u := e.Data.CPU.Usage
+		if cpus, ok := e.Data.CPUSet["cpus"].([]any); !ok || len(cpus) == 0 || e.Data.CPUSet["cpu_exclusive"] != 0.0 || len(u.PerCPU) == 0 || len(u.PerUser) != len(u.PerCPU) || len(u.PerKernel) != len(u.PerCPU) || e.Data.Memory.TCP == nil {
+			t.Errorf("%+v", e)
+		}
+	}
 	cmd := b.cmd("events", "--interval", "50ms", "c1")
 	out, err := cmd.StdoutPipe()
 	if err != nil {

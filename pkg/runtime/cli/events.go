@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,6 +23,7 @@ type event struct {
 
 type stats struct {
 	CPU     cpuStats                `json:"cpu"`
+	CPUSet  map[string]any          `json:"cpuset,omitempty"` // v1's
 	Memory  memoryStats             `json:"memory"`
 	Pids    pidsStats               `json:"pids"`
 	Blkio   blkioStats              `json:"blkio"`
@@ -29,9 +32,12 @@ type stats struct {
 
 type cpuStats struct {
 	Usage struct {
-		Total  uint64 `json:"total,omitempty"` // nanoseconds, as the others
-		Kernel uint64 `json:"kernel"`
-		User   uint64 `json:"user"`
+		Total     uint64   `json:"total,omitempty"`  // nanoseconds, as the others
+		PerCPU    []uint64 `json:"percpu,omitempty"` // v1's
+		PerKernel []uint64 `json:"percpu_kernel,omitempty"`
+		PerUser   []uint64 `json:"percpu_user,omitempty"`
+		Kernel    uint64   `json:"kernel"`
+		User      uint64   `json:"user"`
 	} `json:"usage"`
 	Throttling struct {
 		Periods          uint64 `json:"periods,omitempty"`
@@ -53,6 +59,7 @@ type memoryStats struct {
 	Usage  memoryEntry       `json:"usage"`
 	Swap   memoryEntry       `json:"swap"`
 	Kernel memoryEntry       `json:"kernel"`
+	TCP    *memoryEntry      `json:"kernelTCP,omitempty"` // v1's
 	Raw    map[string]uint64 `json:"raw,omitempty"`
 	PSI    *psi              `json:"psi,omitempty"`
 }
@@ -163,10 +170,52 @@ func (c *container) printStats(g *cgroup.Group) error {
 	if out.Memory.Raw, err = g.MemoryStat(); err != nil {
 		return err
 	}
-	if g.Mode() != cgroup.V2 { // v1 counts memory and swap together
-		out.Memory.Swap.Usage += out.Memory.Usage.Usage
+	detail, err := g.Detail()
+	if err != nil {
+		return err
+	}
+	if detail != nil {
+		out.add(detail)
 	}
 	return json.NewEncoder(os.Stdout).Encode(event{"stats", c.ID, out})
+}
+
+// add completes statistics with what v1 alone has.
+func (s *stats) add(d *cgroup.Detail) {
+	u := &s.CPU.Usage
+	u.PerCPU, u.PerUser, u.PerKernel = d.PerCPU, d.PerCPUUser, d.PerCPUSystem
+	m := &s.Memory
+	entry := func(c cgroup.Counter) memoryEntry { return memoryEntry{c.Limit, c.Usage, c.Peak, c.Failures} }
+	tcp := entry(d.TCP)
+	m.Usage, m.Swap, m.Kernel, m.TCP = entry(d.Memory), entry(d.Swap), entry(d.Kernel), &tcp
+	s.CPUSet = map[string]any{}
+	for name, value := range d.CPUSet {
+		if name == "cpus" || name == "mems" {
+			s.CPUSet[name] = numbers(value)
+		} else if n, err := strconv.ParseInt(value, 10, 64); err == nil {
+			s.CPUSet[name] = n
+		}
+	}
+}
+
+// numbers are those of a list as the kernel writes it: "0-2,7".
+func numbers(list string) []uint16 {
+	out := []uint16{}
+	for part := range strings.SplitSeq(list, ",") {
+		lo, hi, ranged := strings.Cut(part, "-")
+		if !ranged {
+			hi = lo
+		}
+		from, err1 := strconv.ParseUint(lo, 10, 16)
+		to, err2 := strconv.ParseUint(hi, 10, 16)
+		if err1 != nil || err2 != nil {
+			continue
+		}
+		for n := from; n <= to; n++ {
+			out = append(out, uint16(n))
+		}
+	}
+	return out
 }
 
 // follow prints statistics at intervals, and OOM kills as they happen, until the container has ended.
