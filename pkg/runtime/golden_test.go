@@ -512,6 +512,7 @@ func TestRefused(t *testing.T) {
 		}},
 		{"oomScoreAdj 1001", errs.Invalid, func(o *Options) { n := 1001; o.Spec.Process.OOMScoreAdj = &n }},
 		{`policy "SCHED_X" is unknown`, errs.Invalid, func(o *Options) { o.Spec.Process.Scheduler = &specs.Scheduler{Policy: "SCHED_X"} }},
+		{"execCPUAffinity.final", errs.Invalid, func(o *Options) { o.Spec.Process.ExecCPUAffinity = &specs.CPUAffinity{Final: "1-0"} }},
 		{"ioPriority: class", errs.Invalid, func(o *Options) { o.Spec.Process.IOPriority = &specs.LinuxIOPriority{Class: "X"} }},
 		{"failed to connect with seccomp agent", errs.Unknown, func(o *Options) {
 			o.Spec.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, ListenerPath: "/none/agent", Syscalls: []specs.LinuxSyscall{{Names: []string{"mkdir"}, Action: specs.ActNotify}}}

@@ -60,8 +60,27 @@ func (c *compiler) scheduling(pl *processPlan) error {
 		const whoProcess, classShift = 1, 13
 		c.p.Call(unix.SYS_IOPRIO_SET, num(whoProcess), num(0), num(class<<classShift|uint32(io.Priority)))
 	}
-	if a := proc.ExecCPUAffinity; !pl.create && a != nil && a.Final != "" {
+	a := proc.ExecCPUAffinity
+	switch {
+	case a == nil:
+		return nil
+	case pl.create: // of use to exec, which may be long from now
+		return checkAffinity(a)
+	case a.Final != "":
 		return c.affinity("final", a.Final)
+	}
+	return nil
+}
+
+// checkAffinity refuses lists that no exec could take.
+func checkAffinity(a *specs.CPUAffinity) error {
+	for what, list := range map[string]string{"initial": a.Initial, "final": a.Final} {
+		if list == "" {
+			continue
+		}
+		if _, err := cpuMask(list); err != nil {
+			return fmt.Errorf("execCPUAffinity.%s: %w", what, err)
+		}
 	}
 	return nil
 }
