@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -88,5 +89,20 @@ func TestRunTerminal(t *testing.T) {
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) || exit.ExitCode() != 5 {
 		t.Errorf("%v, want exit code 5; it said %q", err, seen)
+	}
+}
+
+// TestRunTerminalBriefly: of a container that has ended before anybody could come to its terminal everything is shown.
+func TestRunTerminalBriefly(t *testing.T) {
+	n := newNode(t)
+	for range 5 {
+		cmd := exec.Command("../../bin/cri-server", "--socket", n.path("cri-server.sock"), "run", "-it", busybox, "sh", "-c", "echo brief; exit 3")
+		var out, errOut bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &out, &errOut
+		err := cmd.Run()
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) || exit.ExitCode() != 3 || strings.TrimRight(out.String(), "\r\n") != "brief" {
+			t.Errorf("%v, %q, %q", err, out.String(), errOut.String())
+		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -19,6 +20,9 @@ import (
 
 	"github.com/cri-server/cri-server/pkg/sandbox"
 )
+
+// endTime is how long the end of a container may take to be known when its terminal is gone.
+const endTime = 2 * time.Second
 
 // cleanTime is how long the removal of a container that was run may take.
 const cleanTime = time.Minute
@@ -193,14 +197,46 @@ func (r *runner) stream(ctx context.Context) error {
 	case err != nil && r.c.runs(ctx, r.container):
 		return err
 	case err == nil && r.o.tty:
-		_, err = r.session(ctx, resp.GetUrl(), true, true, true)
-		return err
+		return r.interact(ctx, resp.GetUrl(), l)
 	case err == nil:
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		go func() { _, _ = r.session(ctx, resp.GetUrl(), true, false, false) }() // ends with the container, or with ctx
 	}
 	return l.follow(ctx, func() bool { return !r.c.runs(ctx, r.container) })
+}
+
+// interact is at the container's terminal until it ends. One that ended before there was a connection has shown nothing
+// there, and all that it wrote is in the log.
+func (r *runner) interact(ctx context.Context, url string, l *logReader) error {
+	shown := &counter{Writer: r.out}
+	at := *r.app
+	at.out = shown
+	_, err := at.session(ctx, url, true, true, true)
+	if shown.n > 0 || ctx.Err() != nil {
+		return err
+	}
+	soon, cancel := context.WithTimeout(ctx, endTime)
+	defer cancel()
+	if e := l.follow(soon, func() bool { return !r.c.runs(soon, r.container) }); e != nil {
+		return errors.Join(err, e)
+	}
+	if r.c.runs(ctx, r.container) {
+		return err
+	}
+	return nil
+}
+
+// counter counts what is written.
+type counter struct {
+	io.Writer
+	n int
+}
+
+func (c *counter) Write(b []byte) (int, error) {
+	n, err := c.Writer.Write(b)
+	c.n += n
+	return n, err
 }
 
 // result waits for the exit code, which comes right after the last output.
