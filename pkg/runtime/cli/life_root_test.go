@@ -11,6 +11,10 @@ import (
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/cri-server/cri-server/pkg/runtime/launch"
+	"github.com/cri-server/cri-server/pkg/runtime/systemd"
 )
 
 func TestLife(t *testing.T) {
@@ -134,5 +138,32 @@ func TestNoLinux(t *testing.T) {
 	id := "cri-test-nolinux-" + strconv.Itoa(os.Getpid()) // in no cgroup of ours
 	if out := b.ok("run", "--bundle", b.bundle, id); out != "x\n" {
 		t.Error(out)
+	}
+}
+
+// TestExplainHeld: the operations of a program that waits for its cgroup have other numbers, and start names the right ones.
+func TestExplainHeld(t *testing.T) {
+	b := newBench(t)
+	b.config("c1", nil, "true")
+	b.ok("create", "--bundle", b.bundle, "c1")
+	defer b.ok("delete", "--force", "c1")
+	c, err := (&app{root: b.root}).load("c1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	const waits = 3 // operations
+	texts := map[string]bool{}
+	for i := 10; i < 40; i++ {
+		c.Unit = nil
+		want := c.explain(&launch.OpError{Index: i, Errno: unix.EPERM}).Error()
+		c.Unit = &systemd.Unit{User: true}
+		if got := c.explain(&launch.OpError{Index: i + waits, Errno: unix.EPERM}).Error(); got != want {
+			t.Errorf("operation %d: %s, want %s", i, got, want)
+		}
+		texts[want] = true
+	}
+	if len(texts) < 3 {
+		t.Errorf("that says nothing: %v", texts)
 	}
 }

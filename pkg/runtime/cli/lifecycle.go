@@ -113,10 +113,14 @@ func (c *container) explain(failure error) error {
 	if err != nil {
 		return failure
 	}
-	again, err := c.app.prepare(runtime.Options{
+	o := runtime.Options{
 		ID: c.ID, Spec: spec, Bundle: c.Bundle, Cgroup: c.where(g), Gate: true, StdioOwner: true, Detached: true, HookOutput: out, HostVisible: true, InOrder: true,
 		RdtTasks: slices.Repeat([]*os.File{os.Stdin}, c.Rdt.Groups()), NoPivot: c.NoPivot, NoKeyring: c.NoKeyring, ExtraFiles: slices.Repeat([]*os.File{os.Stdin}, c.Extra),
-	})
+	}
+	if c.held() { // its wait for the cgroup counts among the operations; nothing is started here
+		o.Place = func(int, bool) error { return nil }
+	}
+	again, err := c.app.prepare(o)
 	if err != nil {
 		return failure
 	}
