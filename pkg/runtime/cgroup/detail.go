@@ -17,7 +17,7 @@ type Detail struct {
 // Counter is one of the memory controller's counters, in bytes: a limit that is none is the kernel's largest.
 type Counter struct{ Limit, Usage, Peak, Failures uint64 }
 
-// Detail reads the group's; nil on v2. What the kernel does not have is left out.
+// Detail reads the group's; nil on v2. What the kernel does not have, or has on v2 beside v1, is left out.
 func (g *Group) Detail() (*Detail, error) {
 	if g.Mode() == V2 {
 		return nil, nil

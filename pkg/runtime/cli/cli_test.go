@@ -15,6 +15,7 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/cri-server/cri-server/pkg/runtime/cgroup"
 	"github.com/cri-server/cri-server/pkg/runtime/rootless"
 )
 
@@ -372,5 +373,17 @@ func TestCountMounts(t *testing.T) {
 		if got := countMounts(mounts, dir); got != want {
 			t.Errorf("%s: %d, want %d", dir, got, want)
 		}
+	}
+}
+
+// What the memory controller tells on v2, beside others on v1, is not lost.
+func TestStatsOfHybrid(t *testing.T) {
+	var s stats
+	s.Memory.Usage.Usage = 5
+	if s.add(&cgroup.Detail{PerCPU: []uint64{1}}); s.Memory.Usage.Usage != 5 || s.Memory.TCP != nil || len(s.CPU.Usage.PerCPU) != 1 {
+		t.Errorf("%+v", s)
+	}
+	if s.add(&cgroup.Detail{Memory: cgroup.Counter{Limit: 9, Usage: 7}}); s.Memory.Usage.Usage != 7 || s.Memory.TCP == nil {
+		t.Errorf("%+v", s)
 	}
 }

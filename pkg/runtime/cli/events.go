@@ -186,8 +186,10 @@ func (s *stats) add(d *cgroup.Detail) {
 	u.PerCPU, u.PerUser, u.PerKernel = d.PerCPU, d.PerCPUUser, d.PerCPUSystem
 	m := &s.Memory
 	entry := func(c cgroup.Counter) memoryEntry { return memoryEntry{c.Limit, c.Usage, c.Peak, c.Failures} }
-	tcp := entry(d.TCP)
-	m.Usage, m.Swap, m.Kernel, m.TCP = entry(d.Memory), entry(d.Swap), entry(d.Kernel), &tcp
+	if d.Memory != (cgroup.Counter{}) { // else the controller is v2's: its numbers are there
+		tcp := entry(d.TCP)
+		m.Usage, m.Swap, m.Kernel, m.TCP = entry(d.Memory), entry(d.Swap), entry(d.Kernel), &tcp
+	}
 	s.CPUSet = map[string]any{}
 	for name, value := range d.CPUSet {
 		if name == "cpus" || name == "mems" {
