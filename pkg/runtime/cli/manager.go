@@ -69,7 +69,8 @@ func (cr *creation) place() error {
 	return err
 }
 
-// limit makes the cgroup and sets its limits. The process is born in it, whoever manages it, so it is never without.
+// limit makes the cgroup and sets its limits. The process is born in it, whoever manages it, or held before its first step until
+// it has been moved there: so it is never without.
 func (cr *creation) limit() error {
 	if cr.app.manager == managerNone {
 		return nil

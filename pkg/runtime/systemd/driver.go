@@ -71,8 +71,8 @@ func (s *Scope) Prepare() error {
 }
 
 // Adopt makes systemd know the scope, with the process pid that must be held until Adopt returns. It was born in the
-// prepared group; to a user's, where he may not give birth, systemd moves it. Systemd writes what it knows of the limits, and may turn controllers off and on above
-// the group: so they are set once more.
+// prepared group; to a user's, where he may not give birth, systemd moves it. Systemd writes what it knows of the limits,
+// and may turn controllers off and on above the group: so they are set once more.
 func (s *Scope) Adopt(ctx context.Context, pid int) error {
 	c, err := Dial(ctx, s.User)
 	if err != nil {

@@ -174,7 +174,7 @@ type sink struct {
 	lost uint64
 }
 
-// attach adds a client and returns its end of the stream, which the caller owns; nil when the stream has ended. Of a
+// attach adds a client and returns its end of the stream, which the caller owns; one that has ended gives end of file. Of a
 // terminal it begins with the line that stands unfinished: a prompt is the answer to what nobody has typed yet.
 func (p *pump) attach() (*os.File, error) {
 	var fds [2]int
