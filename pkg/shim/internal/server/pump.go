@@ -25,6 +25,8 @@ type pump struct {
 	open func()
 
 	mu    sync.Mutex // held from reading bytes to having written them
+	hold  bool       // run waits for open
+	alone bool       // the end of the process has let go what was held back, before any client came
 	seen  uint64     // bytes read so far
 	eof   bool
 	moved chan struct{} // closed at the next change of seen or eof, nil when nobody waits
@@ -47,6 +49,9 @@ func newPump(r *os.File, tty bool, bufs *buffers, log *crilog.Stream) (*pump, er
 // process ends, whichever comes first: until then what the process writes stays in its console.
 func (p *pump) run(hold bool) {
 	if hold {
+		p.mu.Lock()
+		p.hold = true
+		p.mu.Unlock()
 		<-p.held
 	}
 	for {
@@ -131,6 +136,13 @@ func (p *pump) close() {
 // the stream, or where another process keeps it open when what was in the pipe has been read. The
 // console of a terminal cannot say what is in it, so it gets a moment. It gives up at the limit.
 func (p *pump) drained(limit time.Duration) {
+	p.mu.Lock()
+	select {
+	case <-p.held:
+	default:
+		p.alone = p.hold
+	}
+	p.mu.Unlock()
 	p.open()
 	timeout := time.NewTimer(limit)
 	defer timeout.Stop()
@@ -192,7 +204,7 @@ func (p *pump) attach() (*os.File, error) {
 	s := &sink{f: w, rc: rc}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.eof {
+	if p.eof || p.alone { // who was promised all of it is not to take a part for that
 		w.Close()
 		return r, nil // an end of file at once
 	}

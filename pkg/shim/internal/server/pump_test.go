@@ -95,6 +95,39 @@ func TestHeldOutput(t *testing.T) {
 	}
 }
 
+// TestHeldOutputMissed: who comes while the end of the process has what was held back read gets nothing, rather than a part.
+func TestHeldOutputMissed(t *testing.T) {
+	p, w := newTestPump(t)
+	p.tty = true
+	done := make(chan struct{})
+	go func() { p.run(true); close(done) }()
+	for holds := false; !holds; time.Sleep(time.Millisecond) {
+		p.mu.Lock()
+		holds = p.hold
+		p.mu.Unlock()
+	}
+	if _, err := io.WriteString(w, "one\ntw"); err != nil {
+		t.Fatal(err)
+	}
+	p.drained(0)
+	client, err := p.attach()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	if _, err := io.WriteString(w, "o\n"); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	<-done
+	if got, err := io.ReadAll(client); len(got) != 0 || err != nil {
+		t.Errorf("%q, %v", got, err)
+	}
+	if p.seen != 8 {
+		t.Errorf("%d bytes were read, want 8", p.seen)
+	}
+}
+
 // TestSlowClientIsToldWhatItMissed lets a client sleep through more than its pipe takes.
 func TestSlowClientIsToldWhatItMissed(t *testing.T) {
 	p, w := newTestPump(t)
