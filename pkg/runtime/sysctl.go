@@ -10,7 +10,7 @@ import (
 	"github.com/cri-server/cri-server/pkg/errs"
 )
 
-// sysctls adds the writes of kernel parameters; those of the network, IPC and UTS namespaces are the
+// sysctls adds the writes of kernel parameters; those of the network, IPC, UTS and user namespaces are the
 // program's own by then.
 func (c *compiler) sysctls(values map[string]string, ns *namespaces) error {
 	names := make([]string, 0, len(values))
