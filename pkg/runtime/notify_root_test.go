@@ -60,7 +60,11 @@ func answer(listener int, errno int32) {
 	defer unix.Close(listener)
 	for {
 		var req [80]byte
-		if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(listener), 0xc0502100, uintptr(unsafe.Pointer(&req))); e != 0 {
+		switch _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(listener), 0xc0502100, uintptr(unsafe.Pointer(&req))); e {
+		case 0:
+		case unix.EINTR: // a signal of the Go runtime's
+			continue
+		default:
 			return
 		}
 		var resp [24]byte
