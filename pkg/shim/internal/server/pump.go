@@ -156,7 +156,7 @@ func (p *pump) drained(limit time.Duration) {
 				}
 			})
 		}
-		if p.eof || !p.tty && p.seen >= want {
+		if p.eof || !p.tty && p.seen >= want && !p.over() {
 			p.mu.Unlock()
 			return
 		}
@@ -171,6 +171,13 @@ func (p *pump) drained(limit time.Duration) {
 			return
 		}
 	}
+}
+
+// over reports whether nobody can write any more: the end of the stream is the next thing that is read, and with it the
+// line that has no newline is logged.
+func (p *pump) over() (yes bool) {
+	_ = p.rc.Control(func(fd uintptr) { yes = hungUp(int(fd)) })
+	return yes
 }
 
 // sinkSize is how far an attached client may be behind before it misses bytes.

@@ -193,6 +193,35 @@ func TestDetachedClientIsTakenOff(t *testing.T) {
 	}
 }
 
+// TestDrainedWaitsForTheEnd: a last line without a newline is logged at the end of the stream, which comes when nobody
+// holds it open.
+func TestDrainedWaitsForTheEnd(t *testing.T) {
+	p, w := newTestPump(t)
+	if _, err := io.WriteString(w, "no newline"); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	step := func() (more bool) {
+		_ = p.rc.Control(func(fd uintptr) { more, _ = p.step(int(fd)) })
+		return more
+	}
+	if !step() {
+		t.Fatal("the stream ended before what was written")
+	}
+	drained := make(chan struct{})
+	go func() { p.drained(time.Minute); close(drained) }()
+	select {
+	case <-drained:
+		t.Error("the exit would be told before the last line is logged")
+	case <-time.After(20 * time.Millisecond):
+	}
+	if step() {
+		t.Error("the stream has no end")
+	}
+	p.finish()
+	<-drained
+}
+
 func TestDrainedWaitsForWhatWasWritten(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
 	f, err := os.Create(path)
