@@ -109,6 +109,7 @@ func (o *observer) files(pid int, dir string) {
 		number, _ := strconv.Atoi(fd.Name())
 		switch {
 		case number <= 2 && (strings.HasPrefix(to, "pipe:") || to == "/dev/null"):
+		case number <= 2 && to == "/null" && err != nil: // its container's, whose /dev went with it before the path was told
 		case strings.HasPrefix(to, "pipe:") && err != nil: // closed between the two looks
 		case strings.HasPrefix(to, "pipe:") && writeOnly(info):
 			o.reporting++
