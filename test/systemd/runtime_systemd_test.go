@@ -68,10 +68,15 @@ func (r *runtime) try(env string, args ...string) (string, error) {
 	if env != "" {
 		cmd.Env = append(cmd.Env, env)
 	}
-	// What stays of a command may hold its output open: a file needs nobody to read it.
-	out, err := os.CreateTemp(r.t.TempDir(), "out")
+	return output(r.t, cmd)
+}
+
+// output runs a command and returns what it says. What stays of one may hold its output open: a file needs nobody to read it.
+func output(t *testing.T, cmd *exec.Cmd) (string, error) {
+	t.Helper()
+	out, err := os.CreateTemp(t.TempDir(), "out")
 	if err != nil {
-		r.t.Fatal(err)
+		t.Fatal(err)
 	}
 	defer out.Close()
 	cmd.Stdout, cmd.Stderr = out, out

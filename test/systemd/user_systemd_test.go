@@ -72,15 +72,7 @@ func (s *session) try(name string, args ...string) (string, error) {
 	cmd.Dir = s.dir
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), fmt.Sprintf("XDG_RUNTIME_DIR=/run/user/%d", s.uid)}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(s.uid), Gid: uint32(s.uid)}}
-	out, err := os.CreateTemp(s.t.TempDir(), "out")
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	defer out.Close()
-	cmd.Stdout, cmd.Stderr = out, out
-	err = cmd.Run()
-	text, _ := os.ReadFile(out.Name())
-	return string(text), err
+	return output(s.t, cmd)
 }
 
 func (s *session) do(args ...string) string {

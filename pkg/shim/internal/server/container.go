@@ -206,7 +206,8 @@ func (s *server) spawn(req *launch.Request, files []*os.File, stdio [3]*os.File)
 // begin runs what a started container needs until it ends.
 func (s *server) begin(c *container) {
 	for _, p := range c.pumps {
-		go p.run(c.hold && p.tty)
+		p.hold = c.hold && p.tty
+		go p.run()
 	}
 	if c.oom.start() {
 		go c.oom.run(func(kills uint64) { s.tellOOM(c, kills) })

@@ -21,11 +21,11 @@ type pump struct {
 	tty  bool
 	bufs *buffers
 	log  *crilog.Stream
+	hold bool          // run waits for open; set before anybody else has the pump
 	held chan struct{} // closed by open: what is held back is read
 	open func()
 
 	mu    sync.Mutex // held from reading bytes to having written them
-	hold  bool       // run waits for open
 	alone bool       // the end of the process has let go what was held back, before any client came
 	seen  uint64     // bytes read so far
 	eof   bool
@@ -47,11 +47,8 @@ func newPump(r *os.File, tty bool, bufs *buffers, log *crilog.Stream) (*pump, er
 
 // run moves bytes until the stream ends or close is called. With hold it begins when a client attaches or the
 // process ends, whichever comes first: until then what the process writes stays in its console.
-func (p *pump) run(hold bool) {
-	if hold {
-		p.mu.Lock()
-		p.hold = true
-		p.mu.Unlock()
+func (p *pump) run() {
+	if p.hold {
 		<-p.held
 	}
 	for {

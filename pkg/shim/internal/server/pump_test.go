@@ -32,7 +32,7 @@ func TestTerminalsUnfinishedLine(t *testing.T) {
 	for _, tty := range []bool{true, false} {
 		p, w := newTestPump(t)
 		p.tty = tty
-		go p.run(false)
+		go p.run()
 		if _, err := io.WriteString(w, "motd\nsh$ "); err != nil {
 			t.Fatal(err)
 		}
@@ -66,7 +66,8 @@ func TestHeldOutput(t *testing.T) {
 	for _, attached := range []bool{true, false} {
 		p, w := newTestPump(t)
 		p.tty = true
-		go p.run(true)
+		p.hold = true
+		go p.run()
 		if _, err := io.WriteString(w, "one\ntwo\n"); err != nil {
 			t.Fatal(err)
 		}
@@ -100,12 +101,8 @@ func TestHeldOutputMissed(t *testing.T) {
 	p, w := newTestPump(t)
 	p.tty = true
 	done := make(chan struct{})
-	go func() { p.run(true); close(done) }()
-	for holds := false; !holds; time.Sleep(time.Millisecond) {
-		p.mu.Lock()
-		holds = p.hold
-		p.mu.Unlock()
-	}
+	p.hold = true
+	go func() { p.run(); close(done) }()
 	if _, err := io.WriteString(w, "one\ntw"); err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +133,7 @@ func TestSlowClientIsToldWhatItMissed(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	go p.run(false)
+	go p.run()
 	const lines = 300000
 	var all bytes.Buffer
 	for i := range lines {
@@ -172,7 +169,7 @@ func TestSlowClientIsToldWhatItMissed(t *testing.T) {
 
 func TestDetachedClientIsTakenOff(t *testing.T) {
 	p, _ := newTestPump(t)
-	go p.run(false)
+	go p.run()
 	for range 50 {
 		client, err := p.attach()
 		if err != nil {
@@ -238,7 +235,7 @@ func TestDrainedWaitsForWhatWasWritten(t *testing.T) {
 	if _, err := io.WriteString(w, strings.Repeat("x\n", 20000)); err != nil {
 		t.Fatal(err)
 	}
-	go p.run(false) // the writer stays open, as with a background process
+	go p.run() // the writer stays open, as with a background process
 	p.drained(10 * time.Second)
 	b, err := os.ReadFile(path)
 	if n := bytes.Count(b, []byte{'\n'}); n != 20000 || err != nil {
@@ -261,7 +258,7 @@ func BenchmarkPump(b *testing.B) {
 			defer log.Close()
 			p, w := newTestPump(b)
 			p.log = crilog.NewStream(log, "stdout")
-			go p.run(false)
+			go p.run()
 			chunk := bytes.Repeat(append(bytes.Repeat([]byte("x"), n-1), '\n'), 65536/n)
 			b.SetBytes(int64(len(chunk)))
 			for b.Loop() {
