@@ -134,8 +134,8 @@ func isLimit(file string) bool { return file == "cgroup.max.depth" || file == "c
 // Lacking returns the first number of a list such as "0-3,8" that have is without, and whether there is one. Both
 // are lists of the kernel's format; what is none lacks nothing.
 func Lacking(list, have string) (n uint64, lacks bool) {
-	ranges := parseList(have)
-	for _, want := range parseList(list) {
+	ranges := ParseList(have)
+	for _, want := range ParseList(list) {
 		for n := want[0]; n <= want[1]; n++ {
 			found := false
 			for _, r := range ranges {
@@ -152,8 +152,9 @@ func Lacking(list, have string) (n uint64, lacks bool) {
 	return 0, false
 }
 
-// parseList splits a list into its ranges, first and last number of each.
-func parseList(list string) [][2]uint64 {
+// ParseList splits a list as the kernel writes it, "0-2,7", into its ranges: first and last number of each. What is no
+// number is left out.
+func ParseList(list string) [][2]uint64 {
 	var out [][2]uint64
 	for _, part := range strings.Split(strings.TrimSpace(list), ",") {
 		lo, hi, isRange := strings.Cut(part, "-")

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -203,17 +202,8 @@ func (s *stats) add(d *cgroup.Detail) {
 // numbers are those of a list as the kernel writes it: "0-2,7".
 func numbers(list string) []uint16 {
 	out := []uint16{}
-	for part := range strings.SplitSeq(list, ",") {
-		lo, hi, ranged := strings.Cut(part, "-")
-		if !ranged {
-			hi = lo
-		}
-		from, err1 := strconv.ParseUint(lo, 10, 16)
-		to, err2 := strconv.ParseUint(hi, 10, 16)
-		if err1 != nil || err2 != nil {
-			continue
-		}
-		for n := from; n <= to; n++ {
+	for _, r := range cgroup.ParseList(list) {
+		for n := r[0]; n <= r[1]; n++ {
 			out = append(out, uint16(n))
 		}
 	}
