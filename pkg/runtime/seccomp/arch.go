@@ -12,10 +12,10 @@ import (
 // call is a row of the table: a name and its number in each column.
 type call struct {
 	name string
-	nr   [4]int32
+	nr   [5]int32
 }
 
-// abi is a way into the kernel with its own numbers. The first four are the columns of the table.
+// abi is a way into the kernel with its own numbers: a column of the table.
 type abi int
 
 const (
@@ -97,46 +97,21 @@ func (m machine) listed(archs []specs.Arch) ([]abi, error) {
 	return out, nil
 }
 
-// lookup returns the row of a system call's name, nil for a name that no table has.
-func lookup(name string) *call {
+// find is the row of a system call's name, -1 for a name that no table has.
+func find(name string) int {
 	i := sort.Search(len(calls), func(i int) bool { return calls[i].name >= name })
 	if i < len(calls) && calls[i].name == name {
+		return i
+	}
+	return -1
+}
+
+// lookup returns the row of a system call's name, nil for a name that no table has.
+func lookup(name string) *call {
+	if i := find(name); i >= 0 {
 		return &calls[i]
 	}
 	return nil
-}
-
-// number returns the call's number through an ABI, -1 where it has none.
-func (c *call) number(b abi) int32 {
-	if b != abiX32 {
-		return c.nr[b]
-	}
-	if i := sort.SearchStrings(x32Names, c.name); i < len(x32Names) && x32Names[i] == c.name {
-		return x32Bit | x32Numbers[i]
-	}
-	n := c.nr[abiAMD64]
-	switch n {
-	case -1, 134, 156, 174, 177, 178, 180, 205, 211, 214, 215, 236: // "64" in the kernel's syscall_64.tbl
-		return -1
-	}
-	return x32Bit | n
-}
-
-// The calls that x32 has under numbers of its own (512 up in syscall_64.tbl), sorted by name.
-var x32Names = []string{
-	"execve", "execveat", "get_robust_list", "getsockopt", "io_setup", "io_submit", "ioctl", "kexec_load",
-	"move_pages", "mq_notify", "preadv", "preadv2", "process_vm_readv", "process_vm_writev", "ptrace",
-	"pwritev", "pwritev2", "readv", "recvfrom", "recvmmsg", "recvmsg", "rt_sigaction", "rt_sigpending",
-	"rt_sigqueueinfo", "rt_sigreturn", "rt_sigtimedwait", "rt_tgsigqueueinfo", "sendmmsg", "sendmsg",
-	"set_robust_list", "setsockopt", "sigaltstack", "timer_create", "vmsplice", "waitid", "writev",
-}
-
-var x32Numbers = []int32{
-	520, 545, 531, 542, 543, 544, 514, 528,
-	533, 527, 534, 546, 539, 540, 521,
-	535, 547, 515, 517, 537, 519, 512, 522,
-	524, 513, 523, 536, 538, 518,
-	530, 541, 525, 526, 532, 529, 516,
 }
 
 // mux returns, for a call that 386 programs may also make through a multiplexer, the multiplexer and the

@@ -1,7 +1,6 @@
 package seccomp
 
 import (
-	"cmp"
 	"slices"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -69,50 +68,73 @@ func (p *policy) spans(b abi, x32 bool) []span {
 	return append(out, span{first: x32Bit, ret: unix.SECCOMP_RET_KILL_PROCESS}, span{first: 0xffffffff, ret: p.deny})
 }
 
-// placed is a rule at a number, with its place in the profile.
+// placed is a rule at a number.
 type placed struct {
-	nr    uint32
-	index int32
-	rule  *rule
+	nr   uint32
+	rule *rule
+}
+
+// slots is how many numbers an ABI has, with room for those to come: its calls lie close together, but for ARM's private
+// ones, which come last here. A test holds the table to it.
+const (
+	slots        = 1024
+	privateSlots = 16
+)
+
+// slot is the place of a number of an ABI among all of them.
+func slot(b abi, base, nr uint32) uint32 {
+	if b == abiARM && nr >= armPrivate {
+		return slots - privateSlots + nr - armPrivate
+	}
+	return nr - base
 }
 
 // place finds the numbers that the profile's rules have in an ABI, in order of number, then of the
 // profile, and the highest number that any rule names (base where none does). Rules that give the default
-// verdict say nothing, as in libseccomp, but count as naming.
+// verdict say nothing, as in libseccomp, but count as naming. What it returns is valid until its next call.
 func (p *policy) place(b abi, base uint32) (out []placed, last uint32) {
 	last = base
-	out = make([]placed, 0, len(p.rules)+len(p.rules)/4)
+	all := p.unsorted[:0]
+	var ends [slots + 1]uint32
+	add := func(nr uint32, r *rule) {
+		all = append(all, placed{nr, r})
+		ends[slot(b, base, nr)+1]++
+	}
 	for i := range p.rules {
 		n := &p.rules[i]
-		if nr := n.call.number(b); nr >= 0 {
+		if nr := n.call.nr[b]; nr >= 0 {
 			if b != abiARM || nr < armPrivate {
 				last = max(last, uint32(nr))
 			}
 			if n.rule.ret != p.deny {
-				out = append(out, placed{uint32(nr), int32(i), &n.rule})
+				add(uint32(nr), &n.rule)
 			}
 		}
 		// A rule about arguments cannot be put to the multiplexer, which has them in memory.
 		if b == abi386 && len(n.rule.conds) == 0 && n.rule.ret != p.deny {
 			if via, arg := n.call.mux(); via != nil {
-				only := &rule{n.rule.ret, []cond{{op: specs.OpEqualTo, value: arg}}}
-				out = append(out, placed{uint32(via.nr[abi386]), int32(i), only})
+				add(uint32(via.nr[abi386]), &rule{n.rule.ret, []cond{{op: specs.OpEqualTo, value: arg}}})
 			}
 		}
 	}
-	slices.SortFunc(out, func(x, y placed) int {
-		if x.nr != y.nr {
-			return cmp.Compare(x.nr, y.nr)
-		}
-		return cmp.Compare(x.index, y.index)
-	})
+	for i := range slots {
+		ends[i+1] += ends[i]
+	}
+	p.unsorted = all
+	out = slices.Grow(p.sorted[:0], len(all))[:len(all)]
+	p.sorted = out
+	for _, r := range all { // ends[s] is where the next of slot s goes
+		at := &ends[slot(b, base, r.nr)]
+		out[*at] = r
+		*at++
+	}
 	return out, last
 }
 
 // numbered partitions the numbers base to top of one ABI.
 func (p *policy) numbered(b abi, base, top uint32) []span {
 	rules, last := p.place(b, base)
-	out := []span{{first: base, ret: p.deny}}
+	out := append(make([]span, 0, 128), span{first: base, ret: p.deny})
 	put := func(s span) { // over an empty span, and not where it only repeats the one before
 		if out[len(out)-1].first == s.first {
 			out = out[:len(out)-1]
@@ -165,7 +187,7 @@ func (p *policy) decide(rules []placed) span {
 // fold takes numbers that stand alone between two spans of one verdict for exceptions of it: a filter has
 // mostly such holes, and testing for one costs half of what searching three spans does.
 func fold(spans []span) []span {
-	var out []span
+	out := make([]span, 0, len(spans)/2+1)
 	for i := 0; i < len(spans); i++ {
 		s := spans[i]
 		if i+2 < len(spans) && s.constant() && spans[i+2].constant() && spans[i+2].ret == s.ret && spans[i+2].first == spans[i+1].first+1 {

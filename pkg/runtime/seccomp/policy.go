@@ -16,6 +16,26 @@ type policy struct {
 	notify bool
 	flags  uint
 	rules  []named
+	next   int // row of the table behind the last one looked up
+
+	unsorted, sorted []placed // of place
+}
+
+// lookup finds a name's row, nil for a name that no table has. Profiles are mostly in order: then it is the next row, or soon
+// after.
+func (p *policy) lookup(name string) *call {
+	for i := p.next; i < min(p.next+4, len(calls)); i++ {
+		if calls[i].name == name {
+			p.next = i + 1
+			return &calls[i]
+		}
+	}
+	i := find(name)
+	if i < 0 {
+		return nil
+	}
+	p.next = i + 1
+	return &calls[i]
 }
 
 // named is a rule for one system call.
@@ -54,6 +74,12 @@ func read(p *specs.LinuxSeccomp) (*policy, error) {
 	case specs.ActAllow, specs.ActLog, specs.ActTrace: // a permissive profile lets new calls through, and a tracer answers itself
 		out.enosys = false
 	}
+	n := 0
+	for i := range p.Syscalls {
+		n += len(p.Syscalls[i].Names)
+	}
+	out.rules = make([]named, 0, min(n, 4096))
+	out.unsorted = make([]placed, 0, min(n+n/8, 4096))
 	for i := range p.Syscalls {
 		if err := out.add(&p.Syscalls[i]); err != nil {
 			return nil, err
@@ -89,7 +115,7 @@ func (p *policy) add(s *specs.LinuxSyscall) error {
 			}
 			p.notify = true
 		}
-		c := lookup(name)
+		c := p.lookup(name)
 		if c == nil {
 			continue // not a call of any kernel this was built for: cannot be made, or is above the last named
 		}
