@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -182,7 +181,7 @@ func (c *container) locked() bool {
 
 // save writes the record.
 func (c *container) save() error {
-	data, err := json.Marshal(&c.record)
+	data, err := c.record.encode()
 	if err != nil {
 		return err
 	}
@@ -191,11 +190,7 @@ func (c *container) save() error {
 
 // saveProcess writes who the process is.
 func (c *container) saveProcess() error {
-	data, err := json.Marshal(&c.process)
-	if err != nil {
-		return err
-	}
-	return c.write(processFile, data)
+	return c.write(processFile, c.process.encode())
 }
 
 // write makes a file of the state directory whole.
@@ -207,7 +202,11 @@ func (c *container) write(name string, data []byte) error {
 	if err := fault.At("runtime/" + name); err != nil {
 		return err
 	}
-	return os.Rename(tmp, filepath.Join(c.dir, name))
+	to := filepath.Join(c.dir, name)
+	if err := unix.Rename(tmp, to); err != nil {
+		return &os.LinkError{Op: "rename", Old: tmp, New: to, Err: err}
+	}
+	return nil
 }
 
 // spec is the configuration that the container was created with, whatever the bundle holds now.
