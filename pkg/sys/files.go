@@ -1,6 +1,7 @@
 package sys
 
 import (
+	"bytes"
 	"io"
 	"os"
 
@@ -38,22 +39,42 @@ func ReadFile(name string) ([]byte, error) {
 		return nil, err
 	}
 	defer unix.Close(fd)
-	buf := make([]byte, 0, 4096)
-	for {
+	var small [512]byte // most are, and the first touch of a new page takes longer than the read
+	n, eof, err := readFull(fd, name, small[:])
+	if err != nil {
+		return nil, err
+	}
+	if eof {
+		return bytes.Clone(small[:n]), nil
+	}
+	buf := append(make([]byte, 0, 4096), small[:]...)
+	for !eof {
 		if len(buf) == cap(buf) {
 			buf = append(buf, 0)[:len(buf)]
 		}
-		n, err := unix.Read(fd, buf[len(buf):cap(buf)])
+		if n, eof, err = readFull(fd, name, buf[len(buf):cap(buf)]); err != nil {
+			return nil, err
+		}
+		buf = buf[:len(buf)+n]
+	}
+	return buf, nil
+}
+
+// readFull reads until b is full or the file ends.
+func readFull(fd int, name string, b []byte) (n int, eof bool, err error) {
+	for n < len(b) {
+		m, err := unix.Read(fd, b[n:])
 		switch {
 		case err == unix.EINTR:
 			continue
 		case err != nil:
-			return nil, &os.PathError{Op: "read", Path: name, Err: err}
-		case n == 0:
-			return buf, nil
+			return n, false, &os.PathError{Op: "read", Path: name, Err: err}
+		case m == 0:
+			return n, true, nil
 		}
-		buf = buf[:len(buf)+n]
+		n += m
 	}
+	return n, false, nil
 }
 
 // WriteFile is os.WriteFile of such a file.

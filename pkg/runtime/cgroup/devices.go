@@ -302,17 +302,10 @@ func transition(d dir, have, want filter) error {
 		}
 	}
 	slices.Sort(less)
-	for _, line := range more {
-		if err := d.write(files[!want.allow], line); err != nil {
-			return err
-		}
+	if err := d.writeEach(files[!want.allow], more); err != nil {
+		return err
 	}
-	for _, line := range less {
-		if err := d.write(files[want.allow], line); err != nil {
-			return err
-		}
-	}
-	return nil
+	return d.writeEach(files[want.allow], less)
 }
 
 // DeviceList is a device filter as a list of what it allows.

@@ -74,27 +74,36 @@ func (d dir) name(file string) string {
 	return strings.TrimSuffix(d.tree.Mount+"/"+d.path, "/") + "/" + file
 }
 
-// tell lets a test see an operation, and say that it fails.
-func (h *Host) tell(op, file, value string) error {
-	if h.hook == nil {
+// tell lets a test see an operation on a file of d ("" for d itself), and say that it fails.
+func (d dir) tell(op, file, value string) error {
+	if d.host.hook == nil {
 		return nil
 	}
-	return h.hook(op, file, value)
+	return d.host.hook(op, strings.TrimSuffix(d.name(file), "/"), value)
 }
 
 // write gives a control file one value, in one write(2) as the kernel wants it.
-func (d dir) write(file, value string) error {
-	err := d.host.tell("write", d.name(file), value)
+func (d dir) write(file, value string) error { return d.writeEach(file, []string{value}) }
+
+// writeEach gives a control file one value after the other, up to the first that is refused.
+func (d dir) writeEach(file string, values []string) error {
 	fd := -1
-	if err == nil {
-		fd, err = openat(d.fd, file, unix.O_WRONLY|unix.O_TRUNC)
-	}
-	if err == nil {
-		err = writeFull(fd, value)
-		unix.Close(fd)
-	}
-	if err != nil {
-		return &os.PathError{Op: "write " + fmt.Sprintf("%q", strings.TrimSuffix(value, "\n")) + " to", Path: d.name(file), Err: err}
+	defer func() {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+	}()
+	for _, value := range values {
+		err := d.tell("write", file, value)
+		if err == nil && fd < 0 {
+			fd, err = openat(d.fd, file, unix.O_WRONLY|unix.O_TRUNC)
+		}
+		if err == nil {
+			err = writeFull(fd, value)
+		}
+		if err != nil {
+			return &os.PathError{Op: "write " + fmt.Sprintf("%q", strings.TrimSuffix(value, "\n")) + " to", Path: d.name(file), Err: err}
+		}
 	}
 	return nil
 }
@@ -159,7 +168,7 @@ func (d dir) mkdir(name string) (made bool, err error) {
 		err = unix.Fchmodat(d.fd, name, 0o755, 0)
 	}
 	if err == nil {
-		err = d.host.tell("mkdir", d.name(name), "")
+		err = d.tell("mkdir", name, "")
 	}
 	if err == nil || errors.Is(err, unix.EEXIST) {
 		return err == nil, nil

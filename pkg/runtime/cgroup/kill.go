@@ -406,7 +406,7 @@ func (g *Group) remove(ctx context.Context, d dir) error {
 		if err := d.below(func(c dir) error { return g.remove(ctx, c) }); err != nil {
 			return err
 		}
-		err := d.host.tell("rmdir", d.tree.Mount+"/"+d.path, "")
+		err := d.tell("rmdir", "", "")
 		if err == nil {
 			err = unix.Unlinkat(d.tree.root, d.path, unix.AT_REMOVEDIR)
 		}

@@ -55,7 +55,7 @@ func (p *Program) Image() ([]byte, error) {
 	for i := range p.ops {
 		p.putOp(d[headSize+i*opSize:], i)
 	}
-	end := Op{nr: uint64(sysExitGroup), args: [6]Arg{Int(ExitFailed)}}
+	end := Op{nr: uint64(sysExitGroup), args: [6]uint64{ExitFailed}}
 	putRaw(d[headSize+len(p.ops)*opSize:], &end, len(p.ops))
 	data := d[ops:]
 	copy(data, p.data)
@@ -67,19 +67,19 @@ func (p *Program) Image() ([]byte, error) {
 
 func (p *Program) putOp(b []byte, i int) {
 	o := p.ops[i]
-	for j := range o.args {
-		switch a := &o.args[j]; a.kind {
+	for j, kind := range o.kinds {
+		switch a := &o.args[j]; kind {
 		case argInt:
 		case argScratch:
-			a.val = p.addr(uint64(len(p.data)))
+			*a = p.addr(uint64(len(p.data)))
 		case argScratchWord:
 			o.flags |= 1 << j
-			a.val = p.addr(uint64(len(p.data)))
+			*a = p.addr(uint64(len(p.data)))
 		case argSlot:
 			o.flags |= 1 << j
-			a.val = p.addr(a.val)
+			*a = p.addr(*a)
 		default:
-			a.val = p.addr(a.val)
+			*a = p.addr(*a)
 		}
 	}
 	putRaw(b, &o, i)
@@ -96,7 +96,7 @@ func putRaw(b []byte, o *Op, index int) {
 	le := binary.LittleEndian
 	le.PutUint64(b, o.nr)
 	for j, a := range o.args {
-		le.PutUint64(b[8+8*j:], a.val)
+		le.PutUint64(b[8+8*j:], a)
 	}
 	le.PutUint32(b[56:], o.flags)
 	le.PutUint32(b[60:], uint32(index))

@@ -71,15 +71,18 @@ const (
 type Op struct {
 	what   string
 	nr     uint64
-	args   [6]Arg
-	nargs  uint8
+	args   [6]uint64
+	want   uint64
 	flags  uint32
 	target Label
 	store  Slot
-	want   uint64
 	accept [3]uint16
 	other  uint16
+	kinds  [6]uint8 // of args
+	nargs  uint8
 }
+
+func (o *Op) arg(i int) Arg { return Arg{o.kinds[i], o.args[i]} }
 
 // Save keeps the result in s.
 func (o *Op) Save(s Slot) *Op { o.store, o.flags = s, o.flags|opStore; return o }
@@ -138,7 +141,7 @@ type slotName struct {
 // New returns an empty program, which reports on launch.ReportFD.
 func New() *Program {
 	return &Program{
-		ops:    make([]Op, 0, 192),
+		ops:    make([]Op, 0, 320),
 		data:   make([]byte, 0, 6144),
 		strs:   make(map[string]uint32, 96),
 		consts: make(map[[4]uint64]uint32, 16),
@@ -164,7 +167,9 @@ func (p *Program) What(i int) (subject, call string) {
 func (p *Program) Call(nr uintptr, args ...Arg) *Op {
 	p.ops = append(p.ops, Op{what: p.what, nr: uint64(nr), nargs: uint8(len(args)), target: -1})
 	o := &p.ops[len(p.ops)-1]
-	copy(o.args[:], args)
+	for i, a := range args {
+		o.kinds[i], o.args[i] = a.kind, a.val
+	}
 	return o
 }
 

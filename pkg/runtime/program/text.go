@@ -31,7 +31,7 @@ func (p *Program) Text() string {
 
 func (p *Program) callText(b *strings.Builder, o *Op) {
 	if o.flags&opLoad != 0 {
-		fmt.Fprintf(b, "%s & %#x", p.argText(o.args[0], 'x'), o.args[1].val)
+		fmt.Fprintf(b, "%s & %#x", p.argText(o.arg(0), 'x'), o.args[1])
 		return
 	}
 	c := lookup(o.nr)
@@ -45,7 +45,7 @@ func (p *Program) callText(b *strings.Builder, o *Op) {
 		if i < len(c.args) {
 			form = c.args[i]
 		}
-		b.WriteString(p.argText(o.args[i], form))
+		b.WriteString(p.argText(o.arg(i), form))
 	}
 	b.WriteByte(')')
 }
