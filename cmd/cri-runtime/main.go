@@ -6,6 +6,7 @@ import (
 
 	"github.com/cri-server/cri-server/pkg/runtime/cli"
 	"github.com/cri-server/cri-server/pkg/shim"
+	"github.com/cri-server/cri-server/pkg/sys"
 )
 
 var version = "unknown" // set by the linker
@@ -14,5 +15,6 @@ func main() {
 	if len(os.Args) > 1 && os.Args[1] == "shim" { // before anything else: there is one such process per pod
 		os.Exit(shim.Main(os.Args[2:]))
 	}
+	sys.CalmMonitor()
 	os.Exit(cli.Main(os.Args, version))
 }

@@ -112,9 +112,6 @@ func (cr *creation) do() (code int, err error) {
 	if err := cr.read(); err != nil {
 		return 0, err
 	}
-	if cr.stays && !cr.detach {
-		cr.relay = newRelay() // it takes a while, elsewhere
-	}
 	if err := cr.claim(); err != nil {
 		return 0, err
 	}
@@ -427,6 +424,9 @@ func (cr *creation) launch() error {
 		return err
 	}
 	cr.c.Stdio = cr.console.names()
+	if cr.stays && !cr.detach {
+		cr.prep.Request.Meanwhile = func() { cr.relay = newRelay() }
+	}
 	if cr.stays {
 		cr.proc, err = launch.Start(&cr.prep.Request, cr.prep.Files, cr.console.stdio)
 	} else {
@@ -461,7 +461,6 @@ func (cr *creation) launch() error {
 	if err := cr.c.saveProcess(); err != nil {
 		return err
 	}
-	cr.relay.ready()
 	return writePidFile(cr.pidFile, cr.proc.Pid)
 }
 

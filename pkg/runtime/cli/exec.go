@@ -85,9 +85,6 @@ func (e *execution) do(id string, args []string) (int, error) {
 		return 0, err
 	}
 	defer c.close()
-	if !e.detach {
-		e.relay = newRelay() // it takes a while, elsewhere
-	}
 	switch c.status() {
 	case statusStopped, statusCreating:
 		return 0, errors.New("cannot exec in a stopped container")
@@ -164,6 +161,9 @@ func (e *execution) start(c *container, spec *specs.Spec, proc *specs.Process) (
 	if err != nil {
 		return nil, nil, err
 	}
+	if !e.detach {
+		prep.Request.Meanwhile = func() { e.relay = newRelay() }
+	}
 	p, err := launch.Start(&prep.Request, prep.Files, con.stdio)
 	con.started()
 	if err != nil {
@@ -190,7 +190,6 @@ func (e *execution) announce(p *launch.Process, con *console) error {
 	if err := sendPidfd(e.pidfdSocket, p.Pidfd); err != nil {
 		return err
 	}
-	e.relay.ready()
 	return writePidFile(e.pidFile, p.Pid)
 }
 

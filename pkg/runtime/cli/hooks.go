@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cri-server/cri-server/pkg/runtime"
+	"github.com/cri-server/cri-server/pkg/sys"
 )
 
 // Points in a container's life at which hooks of the runtime's namespaces run.
@@ -163,7 +164,10 @@ func runHook(h *specs.Hook, dir string, input []byte) error {
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	cmd.WaitDelay = time.Second
-	err := cmd.Run()
+	err := sys.Spawn(cmd.Start)
+	if err == nil {
+		err = cmd.Wait()
+	}
 	switch {
 	case ctx.Err() != nil:
 		return fmt.Errorf("hook ran past specified timeout of %.1fs", float64(*h.Timeout))

@@ -124,7 +124,6 @@ func (r *restoration) restore(tool *criu.Criu) error {
 	}
 	if !r.detach {
 		r.relay = newRelay()
-		r.relay.ready()
 	}
 	kind := rpc.CriuReqType_RESTORE
 	_, err = s.Run(tool, &rpc.CriuReq{Type: &kind, Opts: r.opts})

@@ -53,29 +53,17 @@ const relayRest = 20 * time.Millisecond
 // relay collects what is sent to us, until we exit: what removes a container is not to be cut short either.
 type relay struct {
 	signals chan os.Signal
-	caught  chan struct{} // closed when signals are
 }
 
-// newRelay begins to catch signals, while the process is made. It has to be ready before anybody hears of the
-// process, who may signal at once.
+// newRelay begins to catch signals. It has to be there before anybody hears of the process, who may signal at once.
 func newRelay() *relay {
-	r := &relay{make(chan os.Signal, 64), make(chan struct{})}
-	go func() {
-		signal.Notify(r.signals, relayed...)
-		close(r.caught)
-		time.AfterFunc(relayRest, func() {
-			signal.Notify(r.signals)
-			r.signals <- unix.SIGCHLD // for orphans that have ended so far
-		})
-	}()
+	r := &relay{make(chan os.Signal, 64)}
+	signal.Notify(r.signals, relayed...)
+	time.AfterFunc(relayRest, func() {
+		signal.Notify(r.signals)
+		r.signals <- unix.SIGCHLD // for orphans that have ended so far
+	})
 	return r
-}
-
-// ready waits until signals are caught. Of nil it does nothing.
-func (r *relay) ready() {
-	if r != nil {
-		<-r.caught
-	}
 }
 
 // attend relays signals to a process until it has ended, and returns its exit code.

@@ -130,13 +130,13 @@ func (s *Session) Run(c *Criu, req *rpc.CriuReq) (*rpc.CriuResp, error) {
 
 func (s *Session) start(cmd *exec.Cmd) error {
 	if s.Thread == nil {
-		return cmd.Start()
+		return sys.Spawn(cmd.Start)
 	}
 	return sys.OnThread(func() error {
 		if err := s.Thread(); err != nil {
 			return err
 		}
-		return cmd.Start()
+		return sys.Spawn(cmd.Start)
 	})
 }
 

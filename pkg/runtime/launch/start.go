@@ -85,6 +85,9 @@ func (s *starter) run(pid int) (*Process, error) {
 		p.setPidfd(s.pidfd)
 	}
 	s.pidfd = -1
+	if s.req.Meanwhile != nil {
+		s.req.Meanwhile()
+	}
 	gated, err := false, error(nil)
 	if s.req.Held {
 		err = s.place(p, pid)
@@ -402,12 +405,16 @@ func (s *starter) fork(attr *syscall.ProcAttr) (int, error) {
 
 // birth makes the process in its cgroup. A user may do so only where he may write the cgroup.procs of a group above both
 // his own and that one (cgroups(7), delegation containment); what will be placed is elsewhere born where we are.
-func (s *starter) birth(argv0, name string, attr *syscall.ProcAttr) (int, error) {
+func (s *starter) birth(argv0, name string, attr *syscall.ProcAttr) (pid int, err error) {
+	fork := func() error {
+		pid, err = syscall.ForkExec(argv0, []string{name}, attr)
+		return err
+	}
 	s.born = attr.Sys.UseCgroupFD
-	pid, err := syscall.ForkExec(argv0, []string{name}, attr)
+	err = sys.Spawn(fork)
 	if s.born && s.req.Held && err == unix.EACCES {
 		s.born, attr.Sys.UseCgroupFD = false, false
-		pid, err = syscall.ForkExec(argv0, []string{name}, attr)
+		err = sys.Spawn(fork)
 	}
 	return pid, err
 }
