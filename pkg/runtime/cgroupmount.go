@@ -12,16 +12,23 @@ import (
 	"github.com/cri-server/cri-server/pkg/runtime/program"
 )
 
-// hierarchy is a mounted cgroup hierarchy of the host.
-type hierarchy struct {
-	mount string // mount point
-	name  string // last component of it: "cpu,cpuacct", "systemd", "unified"
-	v2    bool
-	data  string // mount options that name a v1 hierarchy
+// Hierarchy is a cgroup hierarchy that is mounted on the host, from its root on.
+type Hierarchy struct {
+	Mount   string // mount point
+	Unified bool   // cgroup v2
+	Options string // mount options that name a v1 hierarchy: "cpu,cpuacct", "none,name=systemd"
 }
 
-func parseHierarchies(mountinfo string) []hierarchy {
-	var list []hierarchy
+// name is that of its directory beside the others: "cpu,cpuacct", "systemd", "unified". "" where it is alone.
+func (h *Hierarchy) name() string {
+	if h.Mount == "/sys/fs/cgroup" {
+		return ""
+	}
+	return path.Base(h.Mount)
+}
+
+func parseHierarchies(mountinfo string) []Hierarchy {
+	var list []Hierarchy
 	seen := map[string]bool{}
 	for _, line := range strings.Split(mountinfo, "\n") {
 		before, after, ok := strings.Cut(line, " - ")
@@ -32,14 +39,11 @@ func parseHierarchies(mountinfo string) []hierarchy {
 		if !ok || len(head) < 6 || len(tail) < 3 || !strings.HasPrefix(tail[0], "cgroup") || head[3] != "/" {
 			continue
 		}
-		h := hierarchy{mount: head[4], name: path.Base(head[4]), v2: tail[0] == "cgroup2"}
+		h := Hierarchy{Mount: head[4], Unified: tail[0] == "cgroup2"}
 		key := "v2"
-		if !h.v2 {
-			h.data = hierarchyName(tail[2])
-			key = h.data
-		}
-		if h.mount == "/sys/fs/cgroup" {
-			h.name = ""
+		if !h.Unified {
+			h.Options = hierarchyName(tail[2])
+			key = h.Options
 		}
 		if !seen[key] {
 			seen[key] = true
@@ -73,15 +77,15 @@ func hierarchyName(super string) string {
 // planCgroup plans a mount of type cgroup: the hierarchies as the container's cgroup namespace shows them,
 // or without one the container's own directories. On v1 it is a tmpfs with a directory per hierarchy.
 func (c *compiler) planCgroup(o *Options, b *build, plan mountPlan) error {
-	list := parseHierarchies(o.Mountinfo)
-	if o.Mountinfo == "" {
+	list := o.Hierarchies
+	if list == nil {
 		var err error
 		if list, err = c.host.hierarchies(); err != nil {
 			return err
 		}
 	}
 	flags := plan.opts.flags | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
-	v2 := len(list) == 1 && list[0].v2 && list[0].name == ""
+	v2 := len(list) == 1 && list[0].Unified && list[0].name() == ""
 	if c.confined && o.Cgroup == nil {
 		// What the container sees is a part of the host's tree that its user may write to (CVE-2023-25809).
 		flags |= unix.MS_RDONLY
@@ -99,14 +103,15 @@ func (c *compiler) planCgroup(o *Options, b *build, plan mountPlan) error {
 	top.opts = &mountOptions{flags: flags &^ unix.MS_RDONLY, data: []string{"mode=755"}}
 	b.mounts = append(b.mounts, top)
 	for _, h := range list {
-		if h.name == "" {
+		name := h.name()
+		if name == "" {
 			continue
 		}
-		if err := c.planHierarchy(o, b, h, plan.dest+"/"+h.name, flags); err != nil {
+		if err := c.planHierarchy(o, b, h, plan.dest+"/"+name, flags); err != nil {
 			return err
 		}
-		if !h.v2 && strings.Contains(h.name, ",") {
-			b.mounts = append(b.mounts, mountPlan{kind: mountLinks, dest: plan.dest, source: h.name})
+		if !h.Unified && strings.Contains(name, ",") {
+			b.mounts = append(b.mounts, mountPlan{kind: mountLinks, dest: plan.dest, source: name})
 		}
 	}
 	return nil
@@ -118,22 +123,22 @@ func emptyPlan(dest string) mountPlan {
 	return mountPlan{kind: mountFS, dest: dest, fstype: "tmpfs", source: "tmpfs", opts: &mountOptions{flags: flags, data: []string{"mode=555", "nr_inodes=1"}}}
 }
 
-func (c *compiler) planHierarchy(o *Options, b *build, h hierarchy, dest string, flags uintptr) error {
+func (c *compiler) planHierarchy(o *Options, b *build, h Hierarchy, dest string, flags uintptr) error {
 	plan := mountPlan{dest: dest, opts: &mountOptions{flags: flags}}
 	if b.ns.create&unix.CLONE_NEWCGROUP != 0 || b.ns.joined&unix.CLONE_NEWCGROUP != 0 {
 		plan.kind, plan.fstype, plan.source = mountFS, "cgroup", "cgroup"
-		if h.v2 {
+		if h.Unified {
 			plan.fstype = "cgroup2"
 			plan.over = slices.ContainsFunc(b.mounts, func(m mountPlan) bool { return m.kind == mountTree && strings.HasPrefix(dest+"/", m.dest+"/") })
 		} else {
-			plan.opts.data = strings.Split(h.data, ",")
+			plan.opts.data = strings.Split(h.Options, ",")
 		}
 		b.mounts = append(b.mounts, plan)
 		return nil
 	}
-	dir := h.mount
+	dir := h.Mount
 	if o.Cgroup != nil {
-		dir = path.Join(h.mount, path.Clean("/"+o.Cgroup.Path()))
+		dir = path.Join(h.Mount, path.Clean("/"+o.Cgroup.Path()))
 	}
 	tree, err := c.host.openTree(dir, true)
 	if err != nil {

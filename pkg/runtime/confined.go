@@ -67,8 +67,15 @@ func (c *compiler) sealSysfs(plan *mountPlan, tree *os.File) error {
 	return nil
 }
 
+// initialUserns is the machine's own user namespace (PROC_USER_INIT_INO of linux/proc_ns.h).
+const initialUserns = "user:[4026531837]"
+
 // InUserNamespace reports whether this process is in a user namespace that is not the machine's first.
 func InUserNamespace() bool {
+	var ns [32]byte
+	if n, err := unix.Readlink("/proc/self/ns/user", ns[:]); err == nil && string(ns[:n]) == initialUserns {
+		return false
+	}
 	b, err := sys.ReadFile("/proc/self/uid_map")
 	f := strings.Fields(string(b))
 	return err == nil && !(len(f) == 3 && f[0] == "0" && f[1] == "0" && f[2] == "4294967295")

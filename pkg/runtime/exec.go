@@ -111,7 +111,7 @@ func (c *compiler) planTarget(o *ExecOptions) (flags uintptr, root int, err erro
 		pidfd = os.NewFile(uintptr(fd), "pidfd")
 	}
 	c.target = c.files.add(pidfd, ours)
-	if flags, err = c.host.foreign(o.Pid); err != nil {
+	if flags, err = c.host.foreign(o.Pid, madeNew(o.Spec.Linux.Namespaces)); err != nil {
 		return 0, 0, fmt.Errorf("exec in container %s: %w", o.ID, err)
 	}
 	if flags&unix.CLONE_NEWNS == 0 {
@@ -122,4 +122,15 @@ func (c *compiler) planTarget(o *ExecOptions) (flags uintptr, root int, err erro
 		root = c.files.add(f, true)
 	}
 	return flags, root, nil
+}
+
+// madeNew are the namespaces that were made with the container: they are not ours, or it does no harm to join them again, which
+// it does with a user namespace (EINVAL). What the configuration has by a path may be our own.
+func madeNew(list []specs.LinuxNamespace) (flags uintptr) {
+	for _, n := range list {
+		if n.Path == "" {
+			flags |= nsFlag(n.Type) &^ unix.CLONE_NEWUSER
+		}
+	}
+	return flags
 }

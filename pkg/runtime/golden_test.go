@@ -75,15 +75,15 @@ func (p *paper) procfs() (*os.File, error)         { return p.open(p.dir) }
 func (p *paper) caps() (hostCaps, error)           { return p.own, nil }
 func (p *paper) hardLimit(int) (uint64, error)     { return 1000, nil }
 func (p *paper) oomScoreAdj() (int, error)         { return 0, nil }
-func (p *paper) hierarchies() ([]hierarchy, error) { return parseHierarchies(hybrid), nil }
+func (p *paper) hierarchies() ([]Hierarchy, error) { return parseHierarchies(hybrid), nil }
 func (p *paper) isUserns(f *os.File) bool          { return f != nil }
 func (p *paper) newUserns(uids, gids []specs.LinuxIDMapping) (*os.File, error) {
 	p.say("make a user namespace %v %v", uids, gids)
 	return p.open(p.dir)
 }
-func (p *paper) foreign(pid int) (uintptr, error)       { return uintptr(pid), nil }
-func (p *paper) pinned() bool                           { return p.few }
-func (p *paper) rootOf(int, *os.File) (*os.File, error) { return p.open(p.dir) }
+func (p *paper) foreign(pid int, _ uintptr) (uintptr, error) { return uintptr(pid), nil }
+func (p *paper) pinned() bool                                { return p.few }
+func (p *paper) rootOf(int, *os.File) (*os.File, error)      { return p.open(p.dir) }
 
 // hybrid is a machine with two v1 hierarchies and a v2 one.
 const hybrid = `30 23 0:26 / /sys/fs/cgroup ro,nosuid - tmpfs tmpfs ro,mode=755

@@ -27,8 +27,8 @@ type host interface {
 	caps() (hostCaps, error)
 	hardLimit(resource int) (uint64, error)
 	oomScoreAdj() (int, error)
-	hierarchies() ([]hierarchy, error)
-	foreign(pid int) (uintptr, error)
+	hierarchies() ([]Hierarchy, error)
+	foreign(pid int, known uintptr) (uintptr, error)
 	rootOf(pid int, pidfd *os.File) (*os.File, error)
 	pinned() bool
 	isUserns(f *os.File) bool
@@ -82,7 +82,7 @@ func (machine) chown(dir *os.File, name string, uid, gid uint32) error {
 
 func (machine) procfs() (*os.File, error)         { return procRoot() }
 func (machine) caps() (hostCaps, error)           { return ownCaps() }
-func (machine) hierarchies() ([]hierarchy, error) { return mounted() }
+func (machine) hierarchies() ([]Hierarchy, error) { return mounted() }
 
 func (machine) hardLimit(resource int) (uint64, error) {
 	var own unix.Rlimit
@@ -150,7 +150,7 @@ var ownCaps = sync.OnceValues(func() (hostCaps, error) {
 })
 
 // mounted are the host's cgroup hierarchies, read once: they do not change while it is up.
-var mounted = sync.OnceValues(func() ([]hierarchy, error) {
+var mounted = sync.OnceValues(func() ([]Hierarchy, error) {
 	b, err := sys.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return nil, err
@@ -215,11 +215,14 @@ func (machine) rootOf(pid int, pidfd *os.File) (*os.File, error) {
 	return f, nil
 }
 
-// foreign returns the namespaces of a process that are not this process's.
-func (machine) foreign(pid int) (uintptr, error) {
-	var flags uintptr
+// foreign returns the namespaces of a process that are not this process's, with those that are known not to be.
+func (machine) foreign(pid int, known uintptr) (uintptr, error) {
+	flags := known
 	dir := "/proc/" + strconv.Itoa(pid) + "/ns/"
 	for _, n := range nsLinks {
+		if known&n.flag != 0 {
+			continue
+		}
 		theirs, err := os.Readlink(dir + n.link)
 		if errors.Is(err, os.ErrNotExist) && n.flag == unix.CLONE_NEWTIME {
 			continue // a kernel without time namespaces

@@ -76,8 +76,8 @@ type Options struct {
 	// UserFirst joins the user namespace before the others: a launcher without privileges has none for them
 	// until it is there.
 	UserFirst bool
-	// Mountinfo is the text of /proc/self/mountinfo, of a caller who has just read it; "" reads it once a process.
-	Mountinfo string
+	// Hierarchies are the host's, of a caller who knows them; nil: they are looked for in the mount table, once a process.
+	Hierarchies []Hierarchy
 	// RdtTasks are the files of resctrl groups that the process joins (Rdt.Make).
 	RdtTasks []*os.File
 	// HookOutput are opened for appending and receive what the last createContainer or startContainer hook

@@ -120,15 +120,20 @@ func TestCandidates(t *testing.T) {
 
 func TestHierarchies(t *testing.T) {
 	list := parseHierarchies(hybrid)
-	want := []hierarchy{
-		{"/sys/fs/cgroup/unified", "unified", true, ""}, {"/sys/fs/cgroup/systemd", "systemd", false, "none,name=systemd"},
-		{"/sys/fs/cgroup/cpu,cpuacct", "cpu,cpuacct", false, "cpu,cpuacct"},
+	want := []Hierarchy{
+		{"/sys/fs/cgroup/unified", true, ""}, {"/sys/fs/cgroup/systemd", false, "none,name=systemd"},
+		{"/sys/fs/cgroup/cpu,cpuacct", false, "cpu,cpuacct"},
 	}
 	if !slices.Equal(list, want) {
 		t.Errorf("got %+v", list)
 	}
+	for i, name := range []string{"unified", "systemd", "cpu,cpuacct"} {
+		if got := list[i].name(); got != name {
+			t.Errorf("%+v is called %q", list[i], got)
+		}
+	}
 	v2 := parseHierarchies("25 30 0:22 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw\n31 1 0:9 /sub /mnt rw - cgroup cgroup rw,cpu\nbroken line\n")
-	if !slices.Equal(v2, []hierarchy{{"/sys/fs/cgroup", "", true, ""}}) {
+	if !slices.Equal(v2, []Hierarchy{{"/sys/fs/cgroup", true, ""}}) || v2[0].name() != "" {
 		t.Errorf("got %+v", v2)
 	}
 }

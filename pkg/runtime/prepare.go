@@ -14,6 +14,7 @@ import (
 	"github.com/cri-server/cri-server/pkg/runtime/launch"
 	"github.com/cri-server/cri-server/pkg/runtime/program"
 	"github.com/cri-server/cri-server/pkg/runtime/seccomp"
+	"github.com/cri-server/cri-server/pkg/sys"
 )
 
 // build is what the preparation of a container found out and opened.
@@ -313,6 +314,9 @@ func (c *compiler) begin(tasks []int) {
 	last := launch.FirstFD + len(c.files.child) // the console socket, when there is one
 	c.p.Call(unix.SYS_CLOSE_RANGE, num(last+1), num(1<<32-1), num(0))
 	c.p.Call(unix.SYS_UMASK, num(0))
+	if slack := sys.TimerSlack(); slack != 0 { // what we would have handed on, had we not changed it
+		c.p.Call(unix.SYS_PRCTL, num(unix.PR_SET_TIMERSLACK), num(slack), num(0), num(0), num(0))
+	}
 	if c.req.Held { // before any namespace is made: that of cgroups has its root where we are
 		c.p.Subject("wait for the cgroup")
 		c.p.Report(num(launch.ReportFD), launch.RecordStop)

@@ -21,7 +21,7 @@ var slack atomic.Uintptr
 // happens up to 4 ms later now.
 //
 // It works by the timer slack of the monitor's thread (proc_pid_timerslack_ns(5)). Without CAP_SYS_NICE all stays as it is.
-// Threads and processes inherit the slack of the thread that makes them: use Spawn to make a process.
+// Threads and processes inherit the slack of the thread that makes them: use Spawn to make a process, or give it TimerSlack.
 func CalmMonitor() {
 	tid := monitor()
 	if tid == "" {
@@ -56,8 +56,11 @@ func monitor() string {
 	return ""
 }
 
+// TimerSlack is the slack, in ns, that a process is to have which this one makes; 0 when it need not be given any.
+func TimerSlack() uintptr { return slack.Load() }
+
 // Spawn calls start, which makes a process, on a thread with the timer slack that this process began with, and returns
-// its error. A process inherits it, and a thread may have the monitor's.
+// its error. It may take a thread of its own.
 func Spawn(start func() error) error {
 	own := slack.Load()
 	if own == 0 {

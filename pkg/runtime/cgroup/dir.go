@@ -161,10 +161,11 @@ func (d dir) has(file string) bool {
 }
 
 // mkdir makes a directory in d and reports whether it did: one that exists is fine. Its mode is not the
-// umask's affair: the root of a user namespace mounts cgroupfs only where it may search the way to its group.
-func (d dir) mkdir(name string) (made bool, err error) {
+// umask's affair, unless keep says that this is no matter: the root of a user namespace mounts cgroupfs only where it may
+// search the way to its group.
+func (d dir) mkdir(name string, keep bool) (made bool, err error) {
 	err = unix.Mkdirat(d.fd, name, 0o755)
-	if err == nil {
+	if err == nil && !keep {
 		err = unix.Fchmodat(d.fd, name, 0o755, 0)
 	}
 	if err == nil {

@@ -25,6 +25,8 @@ type CreateOptions struct {
 	// kernel lists in /sys/kernel/cgroup/delegate, so that a user-namespaced container with a cgroup
 	// namespace and a writable cgroup mount can divide its group.
 	Owner *uint32
+	// KeepMode tells that the caller's umask takes nothing from the mode of directories, 0755: it is set again otherwise.
+	KeepMode bool
 }
 
 // wanted are the controllers a v2 group is to have, in the order they are enabled.
@@ -42,7 +44,7 @@ func (h *Host) Create(path string, opts CreateOptions) (*Group, error) {
 	}
 	var made []func()
 	for _, t := range h.trees {
-		if err = h.make(t, clean, &made); err != nil {
+		if err = h.make(t, clean, opts.KeepMode, &made); err != nil {
 			break
 		}
 	}
@@ -69,7 +71,7 @@ func (g *Group) Create(opts CreateOptions) error {
 func (g *Group) Mode() Mode { return g.host.mode }
 
 // make makes the path in one hierarchy and appends to made what removes it.
-func (h *Host) make(t *hierarchy, path string, made *[]func()) error {
+func (h *Host) make(t *hierarchy, path string, keep bool, made *[]func()) error {
 	cur, parts, err := h.base(t, path)
 	if err != nil {
 		return err
@@ -79,7 +81,7 @@ func (h *Host) make(t *hierarchy, path string, made *[]func()) error {
 		if t.Unified {
 			enable(cur)
 		}
-		ok, err := cur.mkdir(part)
+		ok, err := cur.mkdir(part, keep)
 		if err != nil {
 			return err
 		}

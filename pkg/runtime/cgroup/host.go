@@ -24,9 +24,6 @@ import (
 	"github.com/cri-server/cri-server/pkg/sys"
 )
 
-// Mountinfo is the text of the mountinfo file that Probe found the hierarchies in, for others who need it at that moment.
-func (h *Host) Mountinfo() string { return h.mountinfo }
-
 // Mode is how the machine has its controllers mounted.
 type Mode uint8
 
@@ -71,10 +68,10 @@ type hierarchy struct {
 
 // Host is the machine's cgroup hierarchies. It is safe for use by many goroutines.
 type Host struct {
-	mode      Mode
-	mountinfo string
-	trees     []*hierarchy
-	hook      func(op, file, value string) error // tests see what is done to which file, and let it fail
+	mode  Mode
+	usual bool
+	trees []*hierarchy
+	hook  func(op, file, value string) error // tests see what is done to which file, and let it fail
 
 	mu       sync.Mutex
 	programs map[string]int // loaded device programs by their instructions
@@ -83,15 +80,18 @@ type Host struct {
 // Probe finds the hierarchies mounted in the caller's mount namespace. Close releases their descriptors.
 // A machine without any is errs.Unsupported.
 func Probe() (*Host, error) {
+	if list := usual(usualPlace); list != nil {
+		h, err := open(list)
+		if err == nil {
+			h.usual = true
+		}
+		return h, err
+	}
 	text, err := sys.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return nil, fmt.Errorf("find cgroup mounts: %w", err)
 	}
-	h, err := open(parseMountinfo(string(text)))
-	if err == nil {
-		h.mountinfo = string(text)
-	}
-	return h, err
+	return open(parseMountinfo(string(text)))
 }
 
 // open opens the mount points and settles the mode.
@@ -146,6 +146,9 @@ func (h *Host) Close() {
 
 // Mode is how the machine has its controllers mounted.
 func (h *Host) Mode() Mode { return h.mode }
+
+// Usual reports that every hierarchy is mounted below /sys/fs/cgroup, whole and under its name.
+func (h *Host) Usual() bool { return h.usual }
 
 // Hierarchies lists what is mounted, v1 before v2. Who mounts cgroups in a container needs it.
 func (h *Host) Hierarchies() []Hierarchy {

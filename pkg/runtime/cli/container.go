@@ -290,26 +290,34 @@ func (c *container) pidfd() (*os.File, error) {
 
 // status asks the kernel.
 func (c *container) status() string {
+	status, pidfd := c.look()
+	if pidfd != nil {
+		pidfd.Close()
+	}
+	return status
+}
+
+// look is status with the process that was looked at, nil where there is none. The caller closes it.
+func (c *container) look() (string, *os.File) {
 	if c.Pid == 0 {
 		if c.locked() {
-			return statusCreating
+			return statusCreating, nil
 		}
-		return statusStopped // its creation was cut short
+		return statusStopped, nil // its creation was cut short
 	}
 	pidfd, err := c.pidfd()
 	if err != nil {
-		return statusStopped
+		return statusStopped, nil
 	}
-	pidfd.Close()
 	if g, _, err := c.group(); err == nil {
 		if frozen, err := g.Frozen(); err == nil && frozen {
-			return statusPaused
+			return statusPaused, pidfd
 		}
 	}
 	if c.gated() {
-		return statusCreated
+		return statusCreated, pidfd
 	}
-	return statusRunning
+	return statusRunning, pidfd
 }
 
 // gated reports whether the container's process still waits at its gate: it alone reads that fifo.

@@ -375,7 +375,7 @@ func (cr *creation) options(out [2]*os.File) runtime.Options {
 		ID: cr.id, Spec: cr.config, Bundle: cr.bundle, Cgroup: cr.c.where(cr.group), Gate: true, NoPivot: cr.noPivot,
 		NoKeyring: cr.noKeyring, ExtraFiles: cr.extra, StdioOwner: true,
 		Detached: !cr.stays, HookOutput: out, RdtTasks: cr.rdt,
-		HostVisible: true, InOrder: true, Mountinfo: cr.host.Mountinfo(), Place: cr.placing(),
+		HostVisible: true, InOrder: true, Hierarchies: hierarchiesOf(cr.host), Place: cr.placing(),
 	}
 }
 
@@ -423,9 +423,15 @@ func (cr *creation) launch() error {
 	if cr.console, err = newConsole(cr.config.Process.Terminal, cr.detach, cr.consoleSocket); err != nil {
 		return err
 	}
-	cr.c.Stdio = cr.console.names()
-	if cr.stays && !cr.detach {
-		cr.prep.Request.Meanwhile = func() { cr.relay = newRelay() }
+	seen := 0
+	cr.prep.Request.Meanwhile = func(pid int) {
+		cr.c.Stdio = cr.console.names()
+		if start, _, err := procStat(pid); err == nil {
+			seen, cr.c.Start = pid, start
+		}
+		if cr.stays && !cr.detach {
+			cr.relay = newRelay()
+		}
 	}
 	if cr.stays {
 		cr.proc, err = launch.Start(&cr.prep.Request, cr.prep.Files, cr.console.stdio)
@@ -449,8 +455,10 @@ func (cr *creation) launch() error {
 	}
 	cr.app.log.debugf("container %s: process %d is at its gate", cr.id, cr.proc.Pid)
 	cr.c.Pid = cr.proc.Pid
-	if cr.c.Start, _, err = procStat(cr.proc.Pid); err != nil {
-		return err
+	if cr.c.Pid != seen {
+		if cr.c.Start, _, err = procStat(cr.c.Pid); err != nil {
+			return err
+		}
 	}
 	if err := cr.console.handOver(cr.proc.Console); err != nil {
 		return err

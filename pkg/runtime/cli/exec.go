@@ -85,13 +85,13 @@ func (e *execution) do(id string, args []string) (int, error) {
 		return 0, err
 	}
 	defer c.close()
-	switch c.status() {
-	case statusStopped, statusCreating:
+	status, pidfd := c.look()
+	if pidfd == nil {
 		return 0, errors.New("cannot exec in a stopped container")
-	case statusPaused:
-		if !e.ignorePaused {
-			return 0, errors.New("cannot exec in a paused container (use --ignore-paused to override)")
-		}
+	}
+	defer pidfd.Close()
+	if status == statusPaused && !e.ignorePaused {
+		return 0, errors.New("cannot exec in a paused container (use --ignore-paused to override)")
 	}
 	spec, err := c.spec()
 	if err != nil {
@@ -104,7 +104,7 @@ func (e *execution) do(id string, args []string) (int, error) {
 	if err := checkTerminal(proc.Terminal, e.detach, e.consoleSocket); err != nil {
 		return 0, err
 	}
-	p, con, err := e.start(c, spec, proc)
+	p, con, err := e.start(c, pidfd, spec, proc)
 	if err != nil {
 		return 0, err
 	}
@@ -119,12 +119,7 @@ func (e *execution) do(id string, args []string) (int, error) {
 
 // start prepares and starts the process, and tells who is to know of it. A process that nobody could be
 // told of is killed.
-func (e *execution) start(c *container, spec *specs.Spec, proc *specs.Process) (*launch.Process, *console, error) {
-	pidfd, err := c.pidfd()
-	if err != nil {
-		return nil, nil, err
-	}
-	defer pidfd.Close()
+func (e *execution) start(c *container, pidfd *os.File, spec *specs.Spec, proc *specs.Process) (*launch.Process, *console, error) {
 	g, err := e.group(c)
 	if err != nil {
 		return nil, nil, err
@@ -162,7 +157,7 @@ func (e *execution) start(c *container, spec *specs.Spec, proc *specs.Process) (
 		return nil, nil, err
 	}
 	if !e.detach {
-		prep.Request.Meanwhile = func() { e.relay = newRelay() }
+		prep.Request.Meanwhile = func(int) { e.relay = newRelay() }
 	}
 	p, err := launch.Start(&prep.Request, prep.Files, con.stdio)
 	con.started()

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/cri-server/cri-server/pkg/fault"
+	"github.com/cri-server/cri-server/pkg/runtime"
 	"github.com/cri-server/cri-server/pkg/runtime/cgroup"
 	"github.com/cri-server/cri-server/pkg/runtime/systemd"
 )
@@ -78,7 +80,7 @@ func (cr *creation) limit() error {
 	if cr.c.NoCgroup {
 		return cr.without()
 	}
-	var opts cgroup.CreateOptions
+	opts := cgroup.CreateOptions{KeepMode: umask()&0o755 == 0}
 	if owner, ok := delegate(cr.config); ok && !cr.app.confined {
 		opts.Owner = &owner
 	}
@@ -100,6 +102,32 @@ func (cr *creation) limit() error {
 		return cr.group.Update(res)
 	}
 	return cr.group.Apply(res)
+}
+
+// umask is that of this process, where nobody makes files meanwhile.
+func umask() int {
+	old := unix.Umask(0)
+	unix.Umask(old)
+	return old
+}
+
+// hierarchiesOf are the hierarchies as a mount of them in a container needs them; nil where the mount table says more.
+func hierarchiesOf(h *cgroup.Host) []runtime.Hierarchy {
+	if !h.Usual() {
+		return nil
+	}
+	list := h.Hierarchies()
+	out := make([]runtime.Hierarchy, len(list))
+	for i, c := range list {
+		out[i] = runtime.Hierarchy{Mount: c.Mount, Unified: c.Unified}
+		switch {
+		case len(c.Controllers) > 0 && !c.Unified:
+			out[i].Options = strings.Join(c.Controllers, ",")
+		case !c.Unified:
+			out[i].Options = "none,name=" + c.Name
+		}
+	}
+	return out
 }
 
 // placing is how the process comes into the scope of an ordinary user, who may not have it born there wherever he is: it waits

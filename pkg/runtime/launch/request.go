@@ -83,9 +83,9 @@ type Request struct {
 	// Cgroup is one that the launcher may give birth in, it was born there; else it is where the launcher is. An error
 	// ends it, and is that of Start. Place does not travel: who has one launches.
 	Place func(pid int, born bool) error
-	// Meanwhile is called once the process is there and before Start waits for it: for what takes the launcher a while
-	// and need not be done before. It does not travel either.
-	Meanwhile func()
+	// Meanwhile is called with the pid that Place is called with, once that process is there and before Start waits for
+	// it: for what takes the launcher a while and need not be done before. It does not travel either.
+	Meanwhile func(pid int)
 }
 
 // Notify says who gets a seccomp listener: the message and the descriptor go to a unix socket.

@@ -86,7 +86,7 @@ func (s *starter) run(pid int) (*Process, error) {
 	}
 	s.pidfd = -1
 	if s.req.Meanwhile != nil {
-		s.req.Meanwhile()
+		s.req.Meanwhile(pid)
 	}
 	gated, err := false, error(nil)
 	if s.req.Held {
@@ -405,16 +405,12 @@ func (s *starter) fork(attr *syscall.ProcAttr) (int, error) {
 
 // birth makes the process in its cgroup. A user may do so only where he may write the cgroup.procs of a group above both
 // his own and that one (cgroups(7), delegation containment); what will be placed is elsewhere born where we are.
-func (s *starter) birth(argv0, name string, attr *syscall.ProcAttr) (pid int, err error) {
-	fork := func() error {
-		pid, err = syscall.ForkExec(argv0, []string{name}, attr)
-		return err
-	}
+func (s *starter) birth(argv0, name string, attr *syscall.ProcAttr) (int, error) {
 	s.born = attr.Sys.UseCgroupFD
-	err = sys.Spawn(fork)
+	pid, err := syscall.ForkExec(argv0, []string{name}, attr)
 	if s.born && s.req.Held && err == unix.EACCES {
 		s.born, attr.Sys.UseCgroupFD = false, false
-		err = sys.Spawn(fork)
+		pid, err = syscall.ForkExec(argv0, []string{name}, attr)
 	}
 	return pid, err
 }

@@ -89,7 +89,14 @@ func (d *decoder) value(v reflect.Value, depth int) bool {
 	if t := v.Type(); t.PkgPath() != "" { // only such types have methods
 		if p := reflect.PointerTo(t); p.Implements(unmarshaler) || p.Implements(textUnmarshaler) {
 			begin := d.pos
-			return d.skip(depth) && json.Unmarshal([]byte(d.data[begin:d.pos]), v.Addr().Interface()) == nil
+			if !d.skip(depth) {
+				return false
+			}
+			text := []byte(d.data[begin:d.pos])
+			if u, ok := v.Addr().Interface().(json.Unmarshaler); ok {
+				return u.UnmarshalJSON(text) == nil
+			}
+			return json.Unmarshal(text, v.Addr().Interface()) == nil
 		}
 	}
 	if c == 'n' {
