@@ -201,8 +201,11 @@ func (d dir) sub(name string) (dir, error) {
 	if err != nil {
 		return dir{}, &os.PathError{Op: "open cgroup", Path: d.name(name), Err: err}
 	}
-	return dir{fd, d.tree, d.host, strings.TrimPrefix(d.path+"/"+name, "/")}, nil
+	return dir{fd, d.tree, d.host, d.pathOf(name)}, nil
 }
+
+// pathOf is the path of a child of d.
+func (d dir) pathOf(name string) string { return strings.TrimPrefix(d.path+"/"+name, "/") }
 
 // gone reports that an error only says that a cgroup does not exist, or is being removed.
 func gone(err error) bool { return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) }

@@ -77,7 +77,8 @@ func (h *Host) make(t *hierarchy, path string, keep bool, made *[]func()) error 
 		return err
 	}
 	defer func() { cur.close() }()
-	for _, part := range parts {
+	cpuset := slices.Contains(t.Controllers, "cpuset") && !t.Unified
+	for i, part := range parts {
 		if t.Unified {
 			enable(cur)
 		}
@@ -85,15 +86,18 @@ func (h *Host) make(t *hierarchy, path string, keep bool, made *[]func()) error 
 		if err != nil {
 			return err
 		}
+		if ok {
+			rel := cur.pathOf(part)
+			*made = append(*made, func() { _ = unix.Unlinkat(t.root, rel, unix.AT_REMOVEDIR) })
+		}
+		if i == len(parts)-1 && !cpuset {
+			return nil
+		}
 		next, err := cur.sub(part)
 		if err != nil {
 			return err
 		}
-		if ok {
-			rel := next.path
-			*made = append(*made, func() { _ = unix.Unlinkat(t.root, rel, unix.AT_REMOVEDIR) })
-		}
-		if slices.Contains(t.Controllers, "cpuset") && !t.Unified {
+		if cpuset {
 			err = inheritCpuset(cur, next)
 		}
 		cur.close()

@@ -198,3 +198,26 @@ func dial(socket string) (int, error) {
 	}
 	return fd, nil
 }
+
+// writePidFile replaces the file whole, so that who waits for it never reads half a number.
+func writePidFile(file string, pid int) error {
+	if file == "" {
+		return nil
+	}
+	tmp := filepath.Join(filepath.Dir(file), "."+filepath.Base(file))
+	f, err := os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(strconv.Itoa(pid))
+	if e := f.Close(); err == nil {
+		err = e
+	}
+	if err == nil {
+		err = os.Rename(tmp, file)
+	}
+	if err != nil {
+		os.Remove(tmp)
+	}
+	return err
+}

@@ -141,7 +141,7 @@ type slotName struct {
 // New returns an empty program, which reports on launch.ReportFD.
 func New() *Program {
 	return &Program{
-		ops:    make([]Op, 0, 320),
+		ops:    make([]Op, 0, 400),
 		data:   make([]byte, 0, 6144),
 		strs:   make(map[string]uint32, 96),
 		consts: make(map[[4]uint64]uint32, 16),
