@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cri-server/cri-server/pkg/runtime/cgroup"
+	"github.com/cri-server/cri-server/pkg/runtime/seccomp/profile"
 )
 
 // bundle is what the runtimes run, and where they keep their state.
@@ -53,13 +54,23 @@ func newBundle(o *options) (b *bundle, err error) {
 		return b, err
 	}
 	b.spec.Process.Terminal = false
-	if o.seccomp == "" {
-		return b, nil
+	return b, b.filter(o.seccomp)
+}
+
+// filter gives the containers their seccomp filter.
+func (b *bundle) filter(from string) (err error) {
+	switch from {
+	case "none":
+		return nil
+	case "default":
+		b.spec.Linux.Seccomp, err = profile.Default(b.spec.Process.Capabilities.Bounding)
+		return err
 	}
-	if data, err = os.ReadFile(o.seccomp); err != nil {
-		return b, err
+	data, err := os.ReadFile(from)
+	if err != nil {
+		return err
 	}
-	return b, json.Unmarshal(data, &b.spec.Linux.Seccomp)
+	return json.Unmarshal(data, &b.spec.Linux.Seccomp)
 }
 
 // rootfs makes a root filesystem of a static busybox.

@@ -1,9 +1,10 @@
 // Command runtimes measures OCI runtimes against each other, as programs that are started for every command.
 //
-//	runtimes [-n 200] [-clients 8] [-seccomp FILE] [-only run,exec,…] cri-runtime=bin/cri-runtime crun runc
+//	runtimes [-n 200] [-clients 8] [-seccomp default|none|FILE] [-only run,exec,…] cri-runtime=bin/cri-runtime crun runc
 //
 // A runtime is a program on PATH, or NAME=FILE; one that is not there is left out and said so. All get the
-// same bundle, which the first runtime's "spec" begins and busybox fills, and take turns in one run, so that a machine
+// same bundle, which the first runtime's "spec" begins, busybox fills and the default seccomp profile, which engines give
+// to every container, confines, and take turns in one run, so that a machine
 // that is slow for a while is slow for all. The first is compared with the others, by medians, and the lives
 // of containers and execs that a shim launches, without a process start of ours, by least times too.
 //
@@ -73,7 +74,7 @@ func parse(args []string) (*options, error) {
 	fs := flag.NewFlagSet("runtimes", flag.ExitOnError)
 	fs.IntVar(&o.n, "n", 200, "turns of each runtime")
 	fs.IntVar(&o.clients, "clients", 0, "also as many at the same time")
-	fs.StringVar(&o.seccomp, "seccomp", "", "`file` with the linux.seccomp section of the configuration")
+	fs.StringVar(&o.seccomp, "seccomp", "default", "the filter that containers have: default, which is the one that engines give, none, or a `file` with the linux.seccomp section of a configuration")
 	fs.StringVar(&o.only, "only", "", "`names` of rows to measure, with commas (default: all)")
 	if err := fs.Parse(args); err != nil {
 		return nil, err
