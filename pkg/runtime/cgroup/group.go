@@ -98,7 +98,7 @@ func (h *Host) make(t *hierarchy, path string, keep bool, made *[]func()) error 
 			return err
 		}
 		if cpuset {
-			err = inheritCpuset(cur, next)
+			err = inheritCpuset(cur, next, ok)
 		}
 		cur.close()
 		cur = next
@@ -171,14 +171,17 @@ func containsAll(have, want []string) bool {
 }
 
 // inheritCpuset gives a v1 cpuset its parent's processors and memory nodes where it has none: no process
-// can enter it before.
-func inheritCpuset(parent, d dir) error {
+// can enter it before. A new one has none, or by cgroup.clone_children its parent's.
+func inheritCpuset(parent, d dir, fresh bool) error {
 	for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
-		if own, err := d.get(file); err != nil || own != "" {
+		if !fresh {
+			own, err := d.get(file)
 			if err != nil {
 				return err
 			}
-			continue
+			if own != "" {
+				continue
+			}
 		}
 		value, err := parent.get(file)
 		if err != nil {

@@ -404,11 +404,12 @@ func (s *starter) fork(attr *syscall.ProcAttr) (int, error) {
 }
 
 // birth makes the process in its cgroup. A user may do so only where he may write the cgroup.procs of a group above both
-// his own and that one (cgroups(7), delegation containment); what will be placed is elsewhere born where we are.
+// his own and that one (cgroups(7), delegation containment), and with nsdelegate only below the root of his cgroup namespace
+// (ENOENT); what will be placed is elsewhere born where we are.
 func (s *starter) birth(argv0, name string, attr *syscall.ProcAttr) (int, error) {
 	s.born = attr.Sys.UseCgroupFD
 	pid, err := syscall.ForkExec(argv0, []string{name}, attr)
-	if s.born && s.req.Held && err == unix.EACCES {
+	if s.born && s.req.Held && (err == unix.EACCES || err == unix.ENOENT) {
 		s.born, attr.Sys.UseCgroupFD = false, false
 		pid, err = syscall.ForkExec(argv0, []string{name}, attr)
 	}

@@ -148,7 +148,7 @@ func (d *decoder) field(v reflect.Value, name string, depth int) bool {
 	t := v.Type()
 	f := d.structs[t]
 	if f == nil {
-		f = &fields{}
+		f = &fields{make([]string, 0, t.NumField()), make([][]int, 0, t.NumField())}
 		if !f.add(t, nil) {
 			return false
 		}
@@ -175,7 +175,10 @@ func (f *fields) add(t reflect.Type, above []int) bool {
 		sf := t.Field(i)
 		tag, tagged := sf.Tag.Lookup("json")
 		name, rest, _ := strings.Cut(tag, ",")
-		index := append(append([]int{}, above...), i)
+		index := sf.Index
+		if len(above) > 0 {
+			index = append(append([]int{}, above...), i)
+		}
 		switch {
 		case tag == "-" || !sf.IsExported() && !sf.Anonymous:
 			continue
