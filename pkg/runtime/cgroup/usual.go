@@ -29,11 +29,13 @@ func usual(place string) []Hierarchy {
 		return nil
 	}
 	var out []Hierarchy
+	unified := false // has been mounted somewhere, since the machine is up (cgrp_dfl_visible of the kernel)
 	for line := range strings.Lines(string(text)) {
 		_, rest, _ := strings.Cut(line, ":")
 		what, _, _ := strings.Cut(rest, ":")
 		if what == "" {
-			continue // v2 is listed whether it is mounted or not
+			unified = true
+			continue
 		}
 		name, named := strings.CutPrefix(what, "name=")
 		h := Hierarchy{Name: name, Mount: path.Join(place, name)}
@@ -46,10 +48,14 @@ func usual(place string) []Hierarchy {
 		out = append(out, h)
 	}
 	slices.Reverse(out) // from the one mounted first
-	if m := path.Join(place, "unified"); root(m) == unix.CGROUP2_SUPER_MAGIC && len(out) > 0 {
-		out = append(out, Hierarchy{Name: "unified", Mount: m, Unified: true})
+	if !unified || len(out) == 0 {
+		return out
 	}
-	return out
+	m := path.Join(place, "unified")
+	if root(m) != unix.CGROUP2_SUPER_MAGIC {
+		return nil
+	}
+	return append(out, Hierarchy{Name: "unified", Mount: m, Unified: true})
 }
 
 // root is the type of a file system that is there from its root on, 0 otherwise.
