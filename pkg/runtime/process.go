@@ -62,6 +62,8 @@ func (c *compiler) process(pl *processPlan) error {
 	if err := c.attributes(pl); err != nil {
 		return fmt.Errorf("container %s: %w", c.id, err)
 	}
+	// Other tokens are sent later still, and are not to be mistaken for this one.
+	c.req.Leashed = c.req.Leashed && !c.req.Gated() && c.req.Notify == nil && !c.req.Held
 	if pl.hooked() {
 		c.keepHooks(pl.hooks)
 	}
@@ -206,7 +208,7 @@ func (c *compiler) closeFiles(pl *processPlan) {
 		return
 	}
 	last, most := launch.ReportFD, uint32(1<<32-1)
-	if c.req.Gated() || c.req.Notify != nil {
+	if c.waits() {
 		last = launch.GateFD
 	}
 	if pl.hooked() {
@@ -215,6 +217,9 @@ func (c *compiler) closeFiles(pl *processPlan) {
 	c.p.Call(unix.SYS_CLOSE_RANGE, num(last+1), num(most), num(0))
 	c.p.Call(unix.SYS_CLOSE_RANGE, num(launch.ReportFD), num(last), num(unix.CLOSE_RANGE_CLOEXEC))
 }
+
+// waits reports whether the rest of the program reads the gate.
+func (c *compiler) waits() bool { return c.req.Gated() || c.req.Notify != nil || c.req.Leashed }
 
 // highFD is where descriptors go that must not be in the way.
 const highFD = 512
@@ -226,7 +231,7 @@ func (c *compiler) moveFiles(pl *processPlan) {
 	}
 	up(launch.ReportFD, c.p.ReportFrom())
 	pl.report = c.p.ReportFrom().Val()
-	if c.req.Gated() || c.req.Notify != nil {
+	if c.waits() {
 		s := c.p.Slot("gate")
 		up(launch.GateFD, s)
 		pl.gateFD = s.Val()
@@ -383,6 +388,10 @@ func (c *compiler) finish(pl *processPlan) {
 	}
 	if pl.hooked() {
 		c.startHooks(pl.hooks, pl.report)
+	}
+	if c.req.Leashed {
+		c.p.Subject("wait for the launcher")
+		c.p.Token(pl.gateFD)
 	}
 	c.p.Subject("report ready")
 	c.p.Report(pl.report, launch.RecordReady)

@@ -155,6 +155,38 @@ func TestSignals(t *testing.T) {
 	}
 }
 
+// TestSignalBefore: a signal that run is sent while it has made something, but no process yet, leaves nothing behind.
+func TestSignalBefore(t *testing.T) {
+	b := newBench(t)
+	hold := filepath.Join(t.TempDir(), "namespace") // it is opened for the program, and opens when we do
+	if err := syscall.Mkfifo(hold, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b.config("c1", func(s *specs.Spec) {
+		for i := range s.Linux.Namespaces {
+			if s.Linux.Namespaces[i].Type == specs.NetworkNamespace {
+				s.Linux.Namespaces[i].Path = hold
+			}
+		}
+	}, "true")
+	cmd := b.cmd("run", "--bundle", b.bundle, "c1")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for _, err := os.Stat(filepath.Join(b.root, "c1", stateFile)); err != nil; time.Sleep(time.Millisecond) {
+		_, err = os.Stat(filepath.Join(b.root, "c1", stateFile))
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if f, err := os.OpenFile(hold, os.O_RDWR, 0); err == nil { // it would not block if run were gone
+		defer f.Close()
+	}
+	if err := cmd.Wait(); cmd.ProcessState.ExitCode() != 1 {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestPreserveFDs(t *testing.T) {
 	b := newBench(t)
 	f := filepath.Join(t.TempDir(), "extra")

@@ -112,6 +112,9 @@ func (cr *creation) do() (code int, err error) {
 	if err := cr.read(); err != nil {
 		return 0, err
 	}
+	if cr.stays && !cr.detach {
+		cr.relay = newRelay() // from here on there is something that a signal to us would leave behind
+	}
 	if err := cr.claim(); err != nil {
 		return 0, err
 	}
@@ -428,9 +431,6 @@ func (cr *creation) launch() error {
 		cr.c.Stdio = cr.console.names()
 		if start, _, err := procStat(pid); err == nil {
 			seen, cr.c.Start = pid, start
-		}
-		if cr.stays && !cr.detach {
-			cr.relay = newRelay()
 		}
 	}
 	if cr.stays {

@@ -18,6 +18,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/cri-server/cri-server/pkg/runtime/cgroup"
+	"github.com/cri-server/cri-server/pkg/sys"
 )
 
 // shown is a container's state as runc prints it.
@@ -159,7 +160,11 @@ func psTable(pids []int, options []string) error {
 	if len(options) == 0 {
 		options = []string{"-ef"}
 	}
-	out, err := exec.Command("ps", options...).CombinedOutput()
+	var out []byte
+	err := sys.Spawn(func() (err error) {
+		out, err = exec.Command("ps", options...).CombinedOutput()
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("%w: %s", err, out)
 	}

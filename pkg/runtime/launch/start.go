@@ -89,8 +89,11 @@ func (s *starter) run(pid int) (*Process, error) {
 		s.req.Meanwhile(pid)
 	}
 	gated, err := false, error(nil)
-	if s.req.Held {
+	switch {
+	case s.req.Held:
 		err = s.place(p, pid)
+	case s.req.Leashed:
+		err = p.token() // it finds it where it needs it, and need not wait
 	}
 	if err == nil {
 		gated, err = p.follow()

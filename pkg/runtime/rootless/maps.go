@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cri-server/cri-server/pkg/errs"
+	"github.com/cri-server/cri-server/pkg/sys"
 )
 
 // hasRoot reports whether the mappings have user (or group) 0.
@@ -90,7 +91,7 @@ func runMapper(name, granted string, pid int, maps []specs.LinuxIDMapping) error
 	cmd := exec.Command(path, args...)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Run(); err != nil {
+	if err := sys.Spawn(cmd.Run); err != nil {
 		hint := "The IDs must be granted to the user in " + granted
 		if st, e := os.Stat(path); e == nil && st.Mode()&fs.ModeSetuid == 0 && !hasFileCaps(path) {
 			hint = "It is neither setuid root nor has it file capabilities, so that it may map nothing"
