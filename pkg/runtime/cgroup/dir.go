@@ -207,5 +207,7 @@ func (d dir) sub(name string) (dir, error) {
 // pathOf is the path of a child of d.
 func (d dir) pathOf(name string) string { return strings.TrimPrefix(d.path+"/"+name, "/") }
 
-// gone reports that an error only says that a cgroup does not exist, or is being removed.
-func gone(err error) bool { return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) }
+// gone reports that an error only says that a cgroup does not exist, is being removed, or has the name of a control file.
+func gone(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOTDIR)
+}

@@ -90,7 +90,7 @@ func (h *Host) make(t *hierarchy, path string, keep bool, made *[]func()) error 
 			rel := cur.pathOf(part)
 			*made = append(*made, func() { _ = unix.Unlinkat(t.root, rel, unix.AT_REMOVEDIR) })
 		}
-		if i == len(parts)-1 && !cpuset {
+		if ok && i == len(parts)-1 && !cpuset { // what was there already has to be a directory
 			return nil
 		}
 		next, err := cur.sub(part)

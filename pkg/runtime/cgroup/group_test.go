@@ -77,6 +77,30 @@ func TestSymlink(t *testing.T) {
 	if _, err := f.Create("out/x", CreateOptions{}); err == nil {
 		t.Error("a cgroup was made through a link")
 	}
+	if _, err := f.Create("out", CreateOptions{}); err == nil {
+		t.Error("a link is a cgroup")
+	}
+}
+
+// TestCreateFile: what has the name of a control file is no cgroup, though it exists, and there is nothing to remove.
+func TestCreateFile(t *testing.T) {
+	for _, mode := range []Mode{V1, Hybrid, V2} {
+		f := newFake(t, mode)
+		name := "cgroup.controllers"
+		if mode == V1 {
+			name = "tasks"
+		}
+		if _, err := f.Create(name, CreateOptions{KeepMode: true}); !errors.Is(err, unix.ENOTDIR) {
+			t.Errorf("%v: %v", mode, err)
+		}
+		g, err := f.At(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(g.Kill(t.Context()), g.Delete(t.Context())); err != nil {
+			t.Errorf("%v: remove: %v", mode, err)
+		}
+	}
 }
 
 func TestCreateV2(t *testing.T) {
