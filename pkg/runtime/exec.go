@@ -47,7 +47,7 @@ func (c *compiler) exec(o *ExecOptions) error {
 	if err != nil {
 		return err
 	}
-	c.req.Held, c.req.Place, c.req.Leashed = o.Place != nil, o.Place, o.Leash
+	c.req.Held, c.req.Place = o.Place != nil, o.Place
 	c.procfsFD = c.files.reserve()
 	filter, err := compileFilter(l.Seccomp)
 	if err == nil {

@@ -419,13 +419,12 @@ func TestGoldenExec(t *testing.T) {
 	pidfd := pidfds(p, specs.PIDNamespace)[specs.PIDNamespace]
 	for name, flags := range map[string]int{
 		"exec": unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET, "exec-userns": unix.CLONE_NEWNS | unix.CLONE_NEWUSER,
-		"exec-leashed":     unix.CLONE_NEWNS | unix.CLONE_NEWPID,
 		"exec-host-mounts": unix.CLONE_NEWUTS, "exec-rootless": unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUSER,
 	} {
 		p.log.Reset()
 		s := bare()
 		proc := &specs.Process{Args: []string{"ls"}, Env: []string{"PATH=/bin"}, Cwd: "/w", Terminal: name == "exec", NoNewPrivileges: true}
-		o := ExecOptions{ID: "c1", Spec: s, Process: proc, Pid: flags, Pidfd: pidfd, Cgroup: place{p.dir}, Leash: name == "exec-leashed"}
+		o := ExecOptions{ID: "c1", Spec: s, Process: proc, Pid: flags, Pidfd: pidfd, Cgroup: place{p.dir}}
 		if name == "exec-rootless" {
 			score := 5
 			proc.OOMScoreAdj, proc.User.UID = &score, 7

@@ -95,7 +95,6 @@ type ExecOptions struct {
 	Cgroup  Cgroup                         // the container's; nil: the launcher's
 	Bundle  string                         // of the container, for its seccomp agent
 	Place   func(pid int, born bool) error // as in Options
-	Leash   bool                           // the process ends with a launcher that dies before Request.Meanwhile has returned
 
 	Gate, Clamp, NoKeyring, StdioOwner, Confined bool // as in Options
 	ExtraFiles                                   []*os.File

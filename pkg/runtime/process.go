@@ -62,8 +62,6 @@ func (c *compiler) process(pl *processPlan) error {
 	if err := c.attributes(pl); err != nil {
 		return fmt.Errorf("container %s: %w", c.id, err)
 	}
-	// Other tokens are sent later still, and are not to be mistaken for this one.
-	c.req.Leashed = c.req.Leashed && !c.req.Gated() && c.req.Notify == nil && !c.req.Held
 	if pl.hooked() {
 		c.keepHooks(pl.hooks)
 	}
@@ -208,7 +206,7 @@ func (c *compiler) closeFiles(pl *processPlan) {
 		return
 	}
 	last, most := launch.ReportFD, uint32(1<<32-1)
-	if c.waits() {
+	if c.req.Gated() || c.req.Notify != nil {
 		last = launch.GateFD
 	}
 	if pl.hooked() {
@@ -217,9 +215,6 @@ func (c *compiler) closeFiles(pl *processPlan) {
 	c.p.Call(unix.SYS_CLOSE_RANGE, num(last+1), num(most), num(0))
 	c.p.Call(unix.SYS_CLOSE_RANGE, num(launch.ReportFD), num(last), num(unix.CLOSE_RANGE_CLOEXEC))
 }
-
-// waits reports whether the rest of the program reads the gate.
-func (c *compiler) waits() bool { return c.req.Gated() || c.req.Notify != nil || c.req.Leashed }
 
 // highFD is where descriptors go that must not be in the way.
 const highFD = 512
@@ -231,7 +226,7 @@ func (c *compiler) moveFiles(pl *processPlan) {
 	}
 	up(launch.ReportFD, c.p.ReportFrom())
 	pl.report = c.p.ReportFrom().Val()
-	if c.waits() {
+	if c.req.Gated() || c.req.Notify != nil {
 		s := c.p.Slot("gate")
 		up(launch.GateFD, s)
 		pl.gateFD = s.Val()
@@ -388,10 +383,6 @@ func (c *compiler) finish(pl *processPlan) {
 	}
 	if pl.hooked() {
 		c.startHooks(pl.hooks, pl.report)
-	}
-	if c.req.Leashed {
-		c.p.Subject("wait for the launcher")
-		c.p.Token(pl.gateFD)
 	}
 	c.p.Subject("report ready")
 	c.p.Report(pl.report, launch.RecordReady)

@@ -143,7 +143,7 @@ func (e *execution) start(c *container, pidfd *os.File, spec *specs.Spec, proc *
 	// The gate keeps the process from writing before its terminal is set up.
 	prep, err := runtime.PrepareExec(context.Background(), runtime.ExecOptions{
 		ID: c.ID, Spec: spec, Process: proc, Pid: c.Pid, Pidfd: pidfd, Cgroup: place, ExtraFiles: extra, StdioOwner: true, Bundle: c.Bundle,
-		Gate: proc.Terminal, Leash: !e.detach, Confined: e.app.confined, Place: e.placing(c, g),
+		Gate: proc.Terminal, Confined: e.app.confined, Place: e.placing(c, g),
 	})
 	if err != nil {
 		return nil, nil, err
@@ -157,7 +157,7 @@ func (e *execution) start(c *container, pidfd *os.File, spec *specs.Spec, proc *
 		return nil, nil, err
 	}
 	if !e.detach {
-		prep.Request.Meanwhile = func(int) { e.relay = newRelay() }
+		e.relay = newRelay() // from here on there is a process that a signal to us would leave alone
 	}
 	p, err := launch.Start(&prep.Request, prep.Files, con.stdio)
 	con.started()

@@ -4,11 +4,13 @@ import (
 	"context"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cri-server/cri-server/pkg/runtime/cli/internal/catch"
 	"github.com/cri-server/cri-server/pkg/runtime/launch"
 )
 
@@ -42,9 +44,9 @@ func (cr *creation) stay() (int, error) {
 	return code, nil
 }
 
-// relayed are the signals that people and supervisors send; the others follow after relayRest. Each costs two
-// turns of a thread to catch, and a container that is gone by then need not pay for sixty.
-var relayed = []os.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2, unix.SIGWINCH}
+// relayed are the signals that people and supervisors send; the others follow after relayRest, since to catch them makes
+// threads, and asks one for each: a container that is gone by then need not pay for it.
+var relayed = []syscall.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2, unix.SIGWINCH}
 
 // relayRest is when the rest is caught. Until then they do what they do to any process of ours: the job
 // control signals stop it, the real-time ones do nothing.
@@ -53,18 +55,50 @@ const relayRest = 20 * time.Millisecond
 // relay collects what is sent to us, until we exit: what removes a container is not to be cut short either.
 type relay struct {
 	signals chan os.Signal
+	caught  *os.File // with the numbers of those of relayed; nil where os/signal catches them
 }
 
-// newRelay begins to catch signals, which takes a tenth of a millisecond. It has to be there before anything is that would
-// outlive us, and before anybody hears of the process, who may signal at once.
+// newRelay begins to catch signals. It has to be there before anything is that would outlive us, and before anybody hears
+// of the process, who may signal at once.
 func newRelay() *relay {
-	r := &relay{make(chan os.Signal, 64)}
-	signal.Notify(r.signals, relayed...)
+	r := &relay{signals: make(chan os.Signal, 64)}
+	var err error
+	if r.caught, err = catch.Start(relayed...); err != nil { // no descriptors are left
+		r.caught = nil
+		for _, sig := range relayed {
+			signal.Notify(r.signals, sig)
+		}
+	}
 	time.AfterFunc(relayRest, func() {
-		signal.Notify(r.signals)
+		signal.Notify(r.signals, r.rest()...)
 		r.signals <- unix.SIGCHLD // for orphans that have ended so far
 	})
 	return r
+}
+
+// rest are the signals that are not in relayed.
+func (r *relay) rest() []os.Signal {
+	var list []os.Signal
+	for sig := unix.Signal(1); sig < 65; sig++ {
+		if !slices.Contains(relayed, sig) {
+			list = append(list, sig)
+		}
+	}
+	return list
+}
+
+// read hands on what is caught.
+func (r *relay) read() {
+	var buf [64]byte
+	for {
+		n, err := r.caught.Read(buf[:])
+		if err != nil {
+			return
+		}
+		for _, sig := range buf[:n] {
+			r.signals <- syscall.Signal(sig)
+		}
+	}
 }
 
 // attend relays signals to a process until it has ended, and returns its exit code.
@@ -73,6 +107,9 @@ func attend(p *launch.Process, con *console, r *relay) (int, error) {
 	type end struct {
 		status launch.WaitStatus
 		err    error
+	}
+	if r.caught != nil {
+		go r.read()
 	}
 	ended := make(chan end, 1)
 	go func() {

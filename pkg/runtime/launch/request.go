@@ -78,7 +78,6 @@ type Request struct {
 	Stop             bool     // the program stops once before it leaves the launcher's root, until Process.Continue
 	Notify           *Notify  // who gets the listener of the program's seccomp filter, nil for a filter without
 	Held             bool     // the program stops before its first step, until Place has returned
-	Leashed          bool     // the program, which stops nowhere else, is not ready before Meanwhile has returned: a launcher that dies until then leaves no process
 
 	// Place puts a held program, process pid (with Nested the one that will make the process), into its cgroup. Where
 	// Cgroup is one that the launcher may give birth in, it was born there; else it is where the launcher is. An error
@@ -102,7 +101,7 @@ func (r *Request) Gated() bool {
 }
 
 // reads reports whether the program of r reads the descriptor of its gate at all.
-func (r *Request) reads() bool { return r.Gated() || r.Stop || r.Notify != nil || r.Held || r.Leashed }
+func (r *Request) reads() bool { return r.Gated() || r.Stop || r.Notify != nil || r.Held }
 
 // ConsoleFD is the number of the console socket in the program's process.
 func (r *Request) ConsoleFD() int { return FirstFD + len(r.Files) }

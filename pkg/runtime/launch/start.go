@@ -89,11 +89,8 @@ func (s *starter) run(pid int) (*Process, error) {
 		s.req.Meanwhile(pid)
 	}
 	gated, err := false, error(nil)
-	switch {
-	case s.req.Held:
+	if s.req.Held {
 		err = s.place(p, pid)
-	case s.req.Leashed:
-		err = p.token() // it finds it where it needs it, and need not wait
 	}
 	if err == nil {
 		gated, err = p.follow()

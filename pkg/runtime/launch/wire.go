@@ -32,7 +32,6 @@ const (
 	flagNotify
 	flagScheduler
 	flagHeld
-	flagLeashed
 	flagsAll = 1<<iota - 1
 )
 
@@ -45,7 +44,7 @@ func (r *Request) MarshalBinary() ([]byte, error) {
 		return nil, fmt.Errorf("launch request: too long: %d and %d id maps, %d files, %d limits", len(r.UIDMaps), len(r.GIDMaps), len(r.Files), len(r.Rlimits))
 	}
 	var flags uint64
-	for i, on := range []bool{r.Setgroups, r.Nested, r.Gate, r.Terminal, r.OOMScoreAdj != nil, r.StdioOwner != nil, r.Stop, r.Notify != nil, r.Scheduler != nil, r.Held, r.Leashed} {
+	for i, on := range []bool{r.Setgroups, r.Nested, r.Gate, r.Terminal, r.OOMScoreAdj != nil, r.StdioOwner != nil, r.Stop, r.Notify != nil, r.Scheduler != nil, r.Held} {
 		if on {
 			flags |= 1 << i
 		}
@@ -116,7 +115,7 @@ func (r *Request) UnmarshalBinary(data []byte) error {
 	flags := d.uint(flagsAll)
 	*r = Request{
 		Setgroups: flags&flagSetgroups != 0, Nested: flags&flagNested != 0,
-		Gate: flags&flagGate != 0, Terminal: flags&flagTerminal != 0, Stop: flags&flagStop != 0, Held: flags&flagHeld != 0, Leashed: flags&flagLeashed != 0,
+		Gate: flags&flagGate != 0, Terminal: flags&flagTerminal != 0, Stop: flags&flagStop != 0, Held: flags&flagHeld != 0,
 	}
 	r.Cloneflags = uintptr(d.uint(1<<40 - 1))
 	r.Name = string(d.bytes(d.count(maxName)))

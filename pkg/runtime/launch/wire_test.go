@@ -12,7 +12,7 @@ func sample() *Request {
 		Name: "pause", Cloneflags: 0x6c000000, UIDMaps: []IDMap{{0, 100000, 65536}}, GIDMaps: []IDMap{{0, 100000, 65536}, {65536, 7, 1}},
 		Setgroups: true, Enter: []Enter{{2, 0x40000000}}, Program: 3, Cgroup: -1, Files: []int{0, 1, 2}, Nested: true, Gate: true,
 		OOMScoreAdj: &adj, Rlimits: []Rlimit{{7, 1024, 1<<64 - 1}}, Terminal: true, StdioOwner: &Owner{1000, 1 << 31},
-		Scheduler: []byte{8, 0, 0, 0, 3, 0, 0, 0}, Stop: true, Held: true, Leashed: true, Notify: &Notify{Socket: 2, Message: []string{`{"pid":`, `}`}},
+		Scheduler: []byte{8, 0, 0, 0, 3, 0, 0, 0}, Stop: true, Held: true, Notify: &Notify{Socket: 2, Message: []string{`{"pid":`, `}`}},
 	}
 }
 

@@ -5,12 +5,9 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -172,34 +169,6 @@ func TestGate(t *testing.T) {
 	out, _, err = run(t, gated(), launch.Request{OOMScoreAdj: &adj, Rlimits: []launch.Rlimit{{Resource: unix.RLIMIT_CORE, Soft: 0, Hard: 0}}})
 	if out != "go" || err != nil {
 		t.Errorf("set from outside: got %q, %v", out, err)
-	}
-}
-
-// TestLeash: who launches a program has the time it takes until Meanwhile returns, and need not be asked for it.
-func TestLeash(t *testing.T) {
-	p := program.New()
-	p.Subject("wait for the launcher")
-	p.Token(program.Int(launch.GateFD))
-	settle(p)
-	say(p, "go")
-	p.Exit(0)
-	waits := fmt.Sprintf("%d 0x%x ", unix.SYS_READ, launch.GateFD)
-	for _, meanwhile := range []func(int){nil, func(pid int) {
-		for dir := "/proc/" + strconv.Itoa(pid); ; time.Sleep(time.Millisecond) {
-			call, err := os.ReadFile(dir + "/syscall")
-			if errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrPermission) || strings.HasPrefix(string(call), waits) {
-				return
-			}
-			if stat, _ := os.ReadFile(dir + "/stat"); strings.Contains(string(stat), ") Z ") {
-				t.Error("it did not wait")
-				return
-			}
-		}
-	}} {
-		out, _, err := run(t, p, launch.Request{Leashed: true, Meanwhile: meanwhile})
-		if out != "go" || err != nil {
-			t.Errorf("got %q, %v", out, err)
-		}
 	}
 }
 
