@@ -90,7 +90,11 @@ func TestExec(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if name, err := os.ReadFile("/proc/" + string(text) + "/cmdline"); err != nil || string(name) != "sleep\x00999\x00" {
+	var name []byte // for a moment it has none: execve closes its descriptors, which is what we wait for, before it sets that
+	for err == nil && len(name) == 0 {
+		name, err = os.ReadFile("/proc/" + string(text) + "/cmdline")
+	}
+	if err != nil || string(name) != "sleep\x00999\x00" {
 		t.Errorf("process %s is %q, %v", text, name, err)
 	}
 	cgroups, err := os.ReadFile("/proc/" + string(text) + "/cgroup")
