@@ -25,11 +25,11 @@ func TestUsual(t *testing.T) {
 			t.Fatal(err)
 		}
 		if v1 := strings.Count(string(listed), "\n") - strings.Count("\n"+string(listed), "\n0::"); v1 > len(want) {
-			return // one of them is mounted nowhere
+			t.Skip("a hierarchy of this machine is mounted nowhere: only the mount table says what there is")
 		}
 		for _, h := range want {
 			if !strings.HasPrefix(h.Mount, usualPlace) || root(h.Mount) == 0 {
-				return // it is not usual
+				t.Skipf("%s is mounted on %s, which is not usual", h.Name, h.Mount)
 			}
 		}
 		if len(want) > 0 {

@@ -70,14 +70,14 @@ func newRelay() *relay {
 		}
 	}
 	time.AfterFunc(relayRest, func() {
-		signal.Notify(r.signals, r.rest()...)
+		signal.Notify(r.signals, rest()...)
 		r.signals <- unix.SIGCHLD // for orphans that have ended so far
 	})
 	return r
 }
 
 // rest are the signals that are not in relayed.
-func (r *relay) rest() []os.Signal {
+func rest() []os.Signal {
 	var list []os.Signal
 	for sig := unix.Signal(1); sig < 65; sig++ {
 		if !slices.Contains(relayed, sig) {

@@ -20,9 +20,8 @@ func Start(list ...syscall.Signal) (*os.File, error) {
 	if err := unix.Pipe2(p[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
 		return nil, os.NewSyscallError("pipe2", err)
 	}
-	if err := catch(p[1], list); err != nil {
+	if err := catch(p[1], list); err != nil { // a handler that is there may write still: its descriptor stays
 		unix.Close(p[0])
-		unix.Close(p[1])
 		return nil, err
 	}
 	return os.NewFile(uintptr(p[0]), "signals"), nil

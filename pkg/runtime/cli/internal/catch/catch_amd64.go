@@ -1,7 +1,7 @@
 package catch
 
 import (
-	"os"
+	"fmt"
 	"syscall"
 	"unsafe"
 
@@ -40,7 +40,7 @@ func catch(fd int, list []syscall.Signal) error {
 	act := sigaction{handlerAddr, saRestart | saOnStack | saRestorer, restorerAddr, ^uintptr(0)}
 	for _, sig := range list {
 		if _, _, e := unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(sig), uintptr(unsafe.Pointer(&act)), 0, 8, 0, 0); e != 0 {
-			return os.NewSyscallError("rt_sigaction", e)
+			return fmt.Errorf("catch signal %d: rt_sigaction: %w", sig, e)
 		}
 	}
 	return nil
